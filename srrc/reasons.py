@@ -1,0 +1,42 @@
+"""Typed reasons: why a pathway was not gated, or a region fell back to the dense path."""
+
+import enum
+from dataclasses import dataclass
+
+
+class Reason(enum.StrEnum):
+    """One value a cause; the value is what `explain()` and `stats()` print."""
+
+    # A pathway that was found but has no gate.
+    NO_BUDGET = "no budget was asked for"
+    NO_PROFILE = "no profile covers it"
+    LEVEL_OFF = "its level is switched off in the options"
+    NO_SAVING = "its gate costs more than it can save"
+    MEASURED_SLOWER = "its gate measured slower than dense on this machine"
+    FUEL_SPENT = "SRRC_FUEL stopped before it"
+    NOT_GATED_YET = "this kind is recorded, not gated"
+    OVERLAPS = "another pathway already covers these nodes"
+    # A structure that was looked at and turned down.
+    NOT_A_PARAMETER = "the weight is computed, not a parameter"
+    SHARED_STORAGE = "the weight shares its storage with other tensors"
+    UNSUPPORTED_DTYPE = "no kernel takes this dtype"
+    UNSUPPORTED_SHAPE = "no kernel takes this shape"
+    UNKNOWN_ACTIVATION = "the activation is not one a kernel has"
+    USED_ELSEWHERE = "an intermediate value is also used elsewhere"
+    # A region or a whole graph that runs dense.
+    AUTOGRAD = "gradients are on: the dense graph runs"
+    NO_COMPILER = "no C++ compiler works here"
+    STALE_PROFILE = "the weights changed since the profile was made"
+    UNCERTAIN = "the context lies outside what was calibrated"
+    COMPILE_FAILED = "the region did not compile"
+    NOT_CPU = "the graph is not on a CPU"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A pathway or region that runs dense: where (`place`), of what `kind`, why, and one detail to mend it by."""
+
+    place: str
+    kind: str
+    reason: Reason
+    detail: str = ""
