@@ -1,0 +1,48 @@
+"""Input channels of the linears: a channel whose |x| times weight norm is small need not be read.
+
+Found: every linear over a parameter; those that read one input tensor share one group, hence one gate.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import fx
+
+from srrc.pathways.base import Bypass, Linear, Pathway
+from srrc.pathways.graph_view import GraphView
+from srrc.pathways.linear import linear_cost, read_linear
+from srrc.reasons import Refusal
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """All linears that read `x` [..., K], in graph order."""
+
+    x: fx.Node
+    linears: tuple[Linear, ...]
+
+
+def find(view: GraphView) -> Iterator[Pathway | Refusal]:
+    """One pathway for each tensor that linears read; a refusal for each linear over a computed weight."""
+    groups: dict[fx.Node, list[Linear]] = {}
+    for node in view.nodes:
+        linear = read_linear(view, node)
+        if isinstance(linear, Refusal):
+            yield linear
+        elif linear is not None:
+            groups.setdefault(linear.x, []).append(linear)
+    for x, linears in groups.items():
+        group = ChannelGroup(x, tuple(linears))
+        nodes = tuple(linear.node for linear in linears)
+        yield Pathway(
+            kind="channel",
+            place=linears[0].fqn,
+            site=group,
+            nodes=nodes,
+            inputs=(x,),
+            output=nodes[-1],
+            weights=view.parameters_of(nodes),
+            units=linears[0].in_features,
+            cost=linear_cost(view, group.linears),
+            bypass=Bypass.ZERO,
+        )
