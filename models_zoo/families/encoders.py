@@ -45,7 +45,7 @@ def _distilbert() -> nn.Module:
 
 
 def _draw(model: nn.Module, generator: torch.Generator, batch: int, length: int) -> dict[str, Tensor]:
-    """Tokens and a mask that pads the last row by a quarter: {"input_ids", "attention_mask"}, int64 [B, S]."""
+    """Tokens and a mask that pads the last row by a quarter: {"input_ids", "attention_mask"} int64 [B, S]."""
     inputs = draw_tokens(model, generator, batch, length)
     mask = torch.ones(batch, length, dtype=torch.int64)
     if batch > 1:
