@@ -1,0 +1,33 @@
+"""Compile one region with Inductor.
+
+Regions reach Inductor as pre-grad graphs, each under a tracing context of its own that shares Dynamo's fake mode:
+symbols stay those of the whole graph, and what Inductor learns of one region does not leak into the next.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._guards import TracingContext, tracing
+from torch._inductor.compile_fx import compile_fx
+from torch._subclasses import FakeTensorMode
+
+REGION_CONFIG: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
+"""Layout asserts are off in regions: Dynamo guards the graph's inputs, and `runtime.driver` checks what regions pass
+on to each other once, on the first call, instead of on every call (85 microseconds at 210 inputs)."""
+
+
+def compile_region(
+    module: fx.GraphModule, inputs: Sequence[object], fake_mode: FakeTensorMode
+) -> Callable[..., Any]:
+    """Compile `module` (it is consumed) for `inputs` (fake tensors and SymInts). Returns f(*inputs) -> tuple."""
+    with tracing(TracingContext(fake_mode)), torch.no_grad():
+        compiled: Callable[..., Any] = compile_fx(module, list(inputs), config_patches=dict(REGION_CONFIG))
+    return compiled
+
+
+def compile_whole(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+    """Compile an untouched Dynamo graph as `backend="inductor"` would: the dense path, with gradients."""
+    compiled: Callable[..., Any] = compile_fx(gm, list(example_inputs))
+    return compiled

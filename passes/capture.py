@@ -1,0 +1,55 @@
+"""Reads what Dynamo says of a graph: which inputs are parameters, and what they are called in the model."""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import fx
+
+_KEY = re.compile(r"(?:_modules|_parameters|_buffers)\['([^']+)'\]")
+
+
+def parameter_names(gm: fx.GraphModule, example_inputs: Sequence[object]) -> dict[str, str]:
+    """Map placeholder name -> fully qualified name, for the placeholders that hold a parameter or buffer.
+
+    Dynamo lifts parameters to inputs and marks them; the name comes from the path along which it found them.
+    Where two models in one graph have a parameter of the same name, the whole path is the name.
+    """
+    names: dict[str, str] = {}
+    taken: set[str] = set()
+    for node, example in zip(placeholders(gm), example_inputs, strict=True):
+        if not is_parameter(node, example):
+            continue
+        path = _path(node)
+        name = ".".join(_KEY.findall(path)) or path
+        if name in taken:
+            name = path
+        taken.add(name)
+        names[node.name] = name
+    return names
+
+
+def placeholders(gm: fx.GraphModule) -> list[fx.Node]:
+    """The graph's inputs in the order of its arguments."""
+    return [node for node in gm.graph.nodes if node.op == "placeholder"]
+
+
+def is_parameter(node: fx.Node, example: object) -> bool:
+    """True for a parameter, or a buffer, that stays the same tensor from call to call."""
+    if isinstance(example, torch.nn.Parameter):
+        return True
+    return isinstance(example, torch.Tensor) and "_dynamo_static_input_type" in node.meta.get("tensor_dict", {})
+
+
+def needs_gradients(example_inputs: Sequence[object]) -> bool:
+    """True where autograd records this call."""
+    return torch.is_grad_enabled() and any(
+        isinstance(example, torch.Tensor) and example.requires_grad for example in example_inputs
+    )
+
+
+def _path(node: fx.Node) -> str:
+    """Dynamo's path to an input, such as `L['self']._modules['lm_head']._parameters['weight']`."""
+    argument = node.meta.get("grapharg")
+    name = getattr(getattr(argument, "source", None), "name", node.name)
+    return str(name() if callable(name) else name)

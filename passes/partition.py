@@ -1,0 +1,110 @@
+"""Cut a graph into regions, so that equal layers are compiled once and called many times.
+
+A region is a run of consecutive nodes: order is kept, and with it every in-place update. Regions are cut where a
+residual branch begins or ends; runs that repeat (a layer's attention and MLP) are then merged into one region.
+Two regions with the same `key` compute the same function of their inputs.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import fx
+
+from srrc.passes.region_key import region_key
+
+T = TypeVar("T")
+
+LONGEST_PERIOD = 16
+"""Longest repeating run of slices that is looked for: six layers of two branches (Gemma 3), and some slack."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """A run of nodes, the values it reads from before it (`inputs`) and those read after it (`outputs`)."""
+
+    nodes: tuple[fx.Node, ...]
+    inputs: tuple[fx.Node, ...]
+    outputs: tuple[fx.Node, ...]
+    key: str
+
+    def module(self, gm: fx.GraphModule) -> fx.GraphModule:
+        """The region as a graph of its own: a placeholder an input, a tuple of the outputs."""
+        graph = fx.Graph()
+        copies: dict[fx.Node, fx.Node] = {}
+        for index, node in enumerate(self.inputs):
+            copies[node] = graph.placeholder(f"arg{index}")
+            copies[node].meta = dict(node.meta)
+        for node in self.nodes:
+            copies[node] = graph.node_copy(node, copies.__getitem__)
+        graph.output(tuple(copies[node] for node in self.outputs))
+        submodules = {str(n.target): getattr(gm, str(n.target)) for n in self.nodes if n.op == "get_attr"}
+        return fx.GraphModule(submodules, graph)
+
+
+def partition(gm: fx.GraphModule, cuts: Iterable[fx.Node]) -> list[Region]:
+    """Split `gm` after every node in `cuts` and merge what repeats. Returns the regions in order of execution."""
+    nodes = [n for n in gm.graph.nodes if not _is_input(gm, n) and n.op != "output"]
+    ends = set(cuts) if _may_cut(nodes) else set()
+    slices: list[list[fx.Node]] = [[]]
+    for node in nodes:
+        slices[-1].append(node)
+        if node in ends:
+            slices.append([])
+    regions = [make_region(gm, nodes) for nodes in slices if nodes]
+    return [
+        make_region(gm, [node for region in group for node in region.nodes]) if len(group) > 1 else group[0]
+        for group in group_repeats(regions, key=lambda region: region.key)
+    ]
+
+
+def make_region(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> Region:
+    """A region of these nodes; inputs in order of first use, outputs in order of definition."""
+    inside = set(nodes)
+    inputs = dict.fromkeys(a for node in nodes for a in node.all_input_nodes if a not in inside)
+    outputs = [node for node in nodes if any(user not in inside for user in node.users)]
+    return Region(tuple(nodes), tuple(inputs), tuple(outputs), region_key(gm, nodes, tuple(inputs), outputs))
+
+
+def group_repeats(items: Sequence[T], key: Callable[[T], str]) -> list[list[T]]:
+    """Group a sequence so that each period of a repeating stretch becomes one group, every other item its own.
+
+    At each place the period that covers the longest stretch wins, and the shortest of those: p a b a b a b h
+    gives [p] [a b] [a b] [a b] [h].
+    """
+    keys = [key(item) for item in items]
+    groups: list[list[T]] = []
+    at = 0
+    while at < len(items):
+        period, times = _best_period(keys, at)
+        for _ in range(times):
+            groups.append(list(items[at : at + period]))
+            at += period
+    return groups
+
+
+def _best_period(keys: Sequence[str], at: int) -> tuple[int, int]:
+    best = (1, 1)
+    for period in range(1, min(LONGEST_PERIOD, (len(keys) - at) // 2) + 1):
+        unit, times = keys[at : at + period], 1
+        while keys[at + times * period : at + (times + 1) * period] == unit:
+            times += 1
+        if times > 1 and period * times > best[0] * best[1]:
+            best = (period, times)
+    return best
+
+
+def _is_input(gm: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "get_attr":
+        return isinstance(getattr(gm, str(node.target), None), torch.Tensor)
+    return node.op == "placeholder"
+
+
+def _may_cut(nodes: Iterable[fx.Node]) -> bool:
+    """False where a node changes state that the nodes after it run under (autocast, grad mode): one region then."""
+    marks = ("_enter_", "_exit_", "_set_grad_enabled", "inference_mode")
+    return not any(
+        n.op == "call_module" or any(mark in getattr(n.target, "__name__", "") for mark in marks)
+        for n in nodes
+    )

@@ -1,0 +1,67 @@
+"""A key that two regions share exactly when they compute the same function of their inputs."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import fx
+
+
+def region_key(
+    gm: fx.GraphModule, nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Iterable[fx.Node]
+) -> str:
+    """Hash of operators, constants, edges and input layouts, with values named by position (hex, 64 digits)."""
+    names = {node: f"%{index}" for index, node in enumerate([*inputs, *nodes])}
+    lines = [f"{names[node]} = {describe(node.meta.get('example_value'))}" for node in inputs]
+    lines += _aliases(inputs, names)
+    for node in nodes:
+        target = _attribute(gm, node) if node.op == "get_attr" else _target(node.target)
+        args = fx.map_arg((node.args, dict(sorted(node.kwargs.items()))), lambda n: _Name(names[n]))
+        lines.append(f"{names[node]} = {node.op} {target} {args!r}")
+    lines.append(f"return {[names[node] for node in outputs]}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def describe(value: object) -> str:
+    """A value's kind without its content: dtype, shape (symbols by name), strides, device; or the number itself."""
+    if isinstance(value, torch.Tensor):
+        strides = tuple(value.stride()) if value.layout == torch.strided else value.layout
+        return (
+            f"{value.dtype} {tuple(value.shape)} {strides} {value.device} {value.requires_grad}"
+        )
+    return f"{type(value).__name__} {value}"
+
+
+def _aliases(inputs: Sequence[fx.Node], names: dict[fx.Node, str]) -> list[str]:
+    """Inputs that share storage make another function where one of them is written to: they are in the key."""
+    owners: dict[int, str] = {}
+    lines = []
+    for node in inputs:
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.Tensor) and value.layout == torch.strided:
+            storage = value.untyped_storage()._cdata
+            if storage in owners:
+                lines.append(f"{names[node]} aliases {owners[storage]}")
+            owners.setdefault(storage, names[node])
+    return lines
+
+
+def _attribute(gm: fx.GraphModule, node: fx.Node) -> str:
+    value = gm.get_submodule(str(node.target)) if hasattr(gm, str(node.target)) else None
+    return value.code if isinstance(value, fx.GraphModule) else f"{node.target} {id(value)}"
+
+
+def _target(target: object) -> str:
+    if isinstance(target, (str, torch._ops.OpOverload, torch._ops.OpOverloadPacket)):
+        return str(target)
+    return f"{getattr(target, '__module__', '')}.{getattr(target, '__qualname__', repr(target))}"
+
+
+class _Name:
+    """Prints as a value's name inside a printed argument list."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name

@@ -1,0 +1,123 @@
+"""The options of `torch.compile(model, backend="srr", options={...})`, validated once, frozen from then on."""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from srrc.errors import OptionError
+
+LEVELS = frozenset({"channel", "neuron", "vocab", "layer"})
+"""Routing levels that can carry gates; `levels` picks among them."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a user may ask of the backend.
+
+    budget: fraction of the dense cost that may be spent, in (0, 1]. None or 1.0 is exact.
+    max_drift: largest tolerated mean KL(dense, routed) in nats a token; it wins over `budget`.
+    profile: a `srrc.Profile`, or the path of one; needed for any budget under 1.
+    levels: which kinds of pathway may be gated, a subset of `LEVELS`.
+    feedback: fraction of the calls that also run dense, to measure drift, in [0, 1].
+    strict: turn every fallback warning into an error.
+    dump_dir: folder that receives each stage of the graph, the plan, and a reproducer on failure.
+    """
+
+    budget: float | None = None
+    max_drift: float | None = None
+    profile: object = None
+    levels: frozenset[str] = LEVELS
+    feedback: float = 0.0
+    strict: bool = False
+    dump_dir: Path | None = None
+
+    @property
+    def exact(self) -> bool:
+        """True where nothing but provably null work may be skipped."""
+        return self.max_drift is None and (self.budget is None or self.budget == 1.0)
+
+
+def parse_options(given: Mapping[str, object] | None) -> Options:
+    """Check `given` and return it as `Options`.
+
+    Raises OptionError for an unknown name (naming the nearest one) and for a value out of its range.
+    """
+    given = dict(given or {})
+    known = [field.name for field in dataclasses.fields(Options)]
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            raise OptionError(f"unknown option {name!r}; {hint}")
+    options = Options(
+        budget=check_budget(given.get("budget")),
+        max_drift=_number("max_drift", given.get("max_drift"), low=0.0, high=math.inf),
+        profile=_profile(given.get("profile")),
+        levels=_levels(given.get("levels")),
+        feedback=_number("feedback", given.get("feedback"), low=0.0, high=1.0) or 0.0,
+        strict=_flag("strict", given.get("strict", False)),
+        dump_dir=_folder("dump_dir", given.get("dump_dir")),
+    )
+    if not options.exact and options.profile is None:
+        raise OptionError(
+            "a budget under 1.0 or a max_drift needs options={'profile': ...}; make one with srrc.calibrate()"
+        )
+    return options
+
+
+def check_budget(value: object) -> float | None:
+    """Return `value` as a budget: None, or a fraction in (0, 1]. Raises OptionError otherwise."""
+    budget = _number("budget", value, low=0.0, high=1.0)
+    if budget == 0.0:
+        raise OptionError("budget=0 would compute nothing; give a fraction of the dense cost in (0, 1]")
+    return budget
+
+
+def _number(name: str, value: object, *, low: float, high: float) -> float | None:
+    if value is None:
+        return None
+    bounds = f"a number in [{low:g}, {high:g}]" if math.isfinite(high) else f"a finite number of at least {low:g}"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise OptionError(f"{name}={value!r} is not a number; give {bounds}")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise OptionError(f"{name}={value!r} is out of range; give {bounds}")
+    return float(value)
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} is not True or False")
+    return value
+
+
+def _folder(name: str, value: object) -> Path | None:
+    if value is None:
+        return None
+    if not isinstance(value, (str, os.PathLike)):
+        raise OptionError(f"{name}={value!r} is not a path")
+    return Path(value)
+
+
+def _profile(value: object) -> object:
+    if isinstance(value, (str, os.PathLike)):
+        return Path(value)
+    if value is None or hasattr(value, "gates"):
+        return value
+    raise OptionError(f"profile={value!r} is neither a srrc.Profile nor a path of one")
+
+
+def _levels(value: object) -> frozenset[str]:
+    if value is None:
+        return LEVELS
+    if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
+        raise OptionError(f"levels={value!r} is not a list of level names; known: {', '.join(sorted(LEVELS))}")
+    for level in value:
+        if level not in LEVELS:
+            near = difflib.get_close_matches(str(level), sorted(LEVELS), n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(LEVELS))}"
+            raise OptionError(f"unknown level {level!r}; {hint}")
+    return frozenset(value)

@@ -1,0 +1,47 @@
+"""The gates of a compiled graph: the tensors they decide by, and what they have counted."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+OPEN = (-1.0, 0.0)
+"""The gate record that keeps everything: a negative threshold, and no guard to fail."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One gate as it stands in one compiled graph.
+
+    id:           "kind:place", as in the profile ("neuron:place/input" and so on for the gates of an MLP)
+    phase:        "decode" or "prefill": which thresholds of a plan it takes
+    record:       float32 [2] (threshold, min_kept), a row of the tensor that the gated op reads
+    counters:     int64 [3] (offered, executed, guard_failed), a row of the tensor that the op adds to
+    flops, bytes: what one unit costs in one row, and one unit's weights
+    overhead:     FLOPs of deciding, per offered unit
+    """
+
+    id: str
+    phase: str
+    record: torch.Tensor
+    counters: torch.Tensor
+    flops: float
+    bytes: float
+    overhead: float = 1.0
+
+
+def set_records(gates: Sequence[Gate], thresholds: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
+    """Write a plan's records, {phase: {gate id: (threshold, min_kept)}}, into the gates' tensors.
+
+    A gate that the plan does not name keeps everything. Nothing recompiles: gated ops read these tensors.
+    """
+    for gate in gates:
+        threshold, min_kept = thresholds.get(gate.phase, {}).get(gate.id, OPEN)
+        gate.record[0] = threshold
+        gate.record[1] = min_kept
+
+
+def reset_counters(gates: Sequence[Gate]) -> None:
+    """Start counting anew."""
+    for gate in gates:
+        gate.counters.zero_()
