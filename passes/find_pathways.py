@@ -6,14 +6,21 @@ from dataclasses import dataclass
 from torch import fx
 
 from srrc.passes.context import Context
-from srrc.pathways import channel, neuron
+from srrc.pathways import attention, channel, expert, neuron, residual, vocab
 from srrc.pathways.base import Pathway
 from srrc.pathways.graph_view import GraphView
 from srrc.reasons import Refusal
 
 Finder = Callable[[GraphView], Iterator[Pathway | Refusal]]
 
-FINDERS: tuple[Finder, ...] = (neuron.find, channel.find)
+FINDERS: tuple[Finder, ...] = (
+    residual.find,
+    neuron.find,
+    channel.find,
+    vocab.find,
+    attention.find,
+    expert.find,
+)
 """One a kind."""
 
 

@@ -23,6 +23,9 @@ class Reason(enum.StrEnum):
     UNSUPPORTED_SHAPE = "no kernel takes this shape"
     UNKNOWN_ACTIVATION = "the activation is not one a kernel has"
     USED_ELSEWHERE = "an intermediate value is also used elsewhere"
+    NO_STREAM = "the sum has no term that goes on unchanged"
+    INTERPRETER_STATE = "it changes the interpreter's state on the way"
+    UNKNOWN_STRUCTURE = "it looks like one, but is put together in a way that is not known"
     # A region or a whole graph that runs dense.
     AUTOGRAD = "gradients are on: the dense graph runs"
     NO_COMPILER = "no C++ compiler works here"

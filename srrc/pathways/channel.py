@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from torch import fx
 
 from srrc.pathways.base import Bypass, Linear, Pathway
+from srrc.pathways.cost import linear_cost
 from srrc.pathways.graph_view import GraphView
-from srrc.pathways.linear import linear_cost, read_linear
-from srrc.reasons import Refusal
+from srrc.pathways.linear import read_linear
+from srrc.pathways.patterns import operands
+from srrc.reasons import Reason, Refusal
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,9 @@ def find(view: GraphView) -> Iterator[Pathway | Refusal]:
         linear = read_linear(view, node)
         if isinstance(linear, Refusal):
             yield linear
-        elif linear is not None:
+        elif linear is None:
+            yield from _near_miss(view, node)
+        else:
             groups.setdefault(linear.x, []).append(linear)
     for x, linears in groups.items():
         group = ChannelGroup(x, tuple(linears))
@@ -45,4 +49,13 @@ def find(view: GraphView) -> Iterator[Pathway | Refusal]:
             units=linears[0].in_features,
             cost=linear_cost(view, group.linears),
             bypass=Bypass.ZERO,
+        )
+
+
+def _near_miss(view: GraphView, node: fx.Node) -> Iterator[Refusal]:
+    """A parameter that multiplies from the left: its input channels run along another dimension."""
+    pair = operands(node, "matmul")
+    if pair and view.is_parameter(pair[0]) and len(view.shape(pair[0])) == 2:
+        yield Refusal(
+            view.fqn(pair[0]), "channel", Reason.UNSUPPORTED_SHAPE, "the weight multiplies from the left"
         )

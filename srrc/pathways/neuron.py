@@ -1,6 +1,7 @@
 """Neurons of an MLP: a neuron whose activation is small needs neither its up row nor its down row.
 
-Found: `down(act(gate(x)) * up(x))` and `down(act(up(x)))`, where nothing outside reads an intermediate value.
+Found: `down(act(gate(x)) * up(x))`, with gate and up in two linears or the halves of one, and `down(act(up(x)))`,
+where nothing outside reads an intermediate value.
 """
 
 from collections.abc import Iterator
@@ -8,11 +9,12 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from srrc.pathways.activation import read_activation
-from srrc.pathways.base import Bypass, Cost, Linear, Pathway
+from srrc.pathways.activation import Activation, read_activation
+from srrc.pathways.base import Bypass, Linear, Pathway
+from srrc.pathways.cost import linear_cost
 from srrc.pathways.graph_view import GraphView
-from srrc.pathways.linear import linear_cost, read_linear
-from srrc.pathways.patterns import is_call
+from srrc.pathways.linear import read_linear, read_slice
+from srrc.pathways.patterns import operands
 from srrc.reasons import Reason, Refusal
 
 
@@ -20,7 +22,9 @@ from srrc.reasons import Reason, Refusal
 class Mlp:
     """`down(h)` with h [..., neurons] = act(gate(x)) * up(x), or act(up(x)) where `gate` is None.
 
-    nodes: everything between `x` and the value of `down`, in graph order.
+    gate, up:   `rows` is set where they are halves of one fused linear (and then share `node`)
+    activation: silu, gelu, gelu_tanh, relu, relu2, quick_gelu
+    nodes:      everything between `x` and the value of `down`, in graph order
     """
 
     x: fx.Node
@@ -32,54 +36,67 @@ class Mlp:
 
 
 def find(view: GraphView) -> Iterator[Pathway | Refusal]:
-    """One pathway for each MLP; a refusal for each linear that follows an activation but is not one."""
+    """One pathway for each MLP; a refusal for each that has an unknown activation or an intermediate reader."""
     for node in view.nodes:
         down = read_linear(view, node)
-        if not isinstance(down, Linear):
+        if down is None:
             continue
-        found = _match(view, down)
+        x = down.x if isinstance(down, Linear) else node.args[0]
+        found = _match(view, down, x) if isinstance(x, fx.Node) else None
         if isinstance(found, Refusal):
             yield found
         elif found is not None:
             yield _pathway(view, found)
 
 
-def _match(view: GraphView, down: Linear) -> Mlp | Refusal | None:
-    halves = [down.x]
-    if is_call(down.x, "mul") and all(isinstance(a, fx.Node) for a in down.x.args):
-        halves = [a for a in down.x.args if isinstance(a, fx.Node)]
-    for index, half in enumerate(halves):
-        activation = read_activation(view, half)
-        if activation is None:
+def _match(view: GraphView, down: Linear | Refusal, x: fx.Node) -> Mlp | Refusal | None:
+    activation = read_activation(x)
+    if activation is not None:
+        first = read_slice(view, activation.x)
+        if first is not None:
+            return _build(view, None, first, down, activation, ())
+    for half, other in _both_ways(operands(x, "mul")):
+        activation = read_activation(half)
+        first = read_slice(view, activation.x) if activation is not None else None
+        second = read_slice(view, other)
+        if activation is None or first is None or second is None:
             continue
-        first = read_linear(view, activation.x)
-        if not isinstance(first, Linear):
-            continue
-        if len(halves) == 1:
-            return _checked(view, Mlp(first.x, None, first, down, activation.name, ()), activation.nodes)
-        second = read_linear(view, halves[1 - index])
-        if isinstance(second, Linear) and second.x is first.x and second.out_features == first.out_features:
-            return _checked(view, Mlp(first.x, first, second, down, activation.name, ()), activation.nodes)
+        if second[0].x is first[0].x and second[0].out_features == first[0].out_features:
+            return _build(view, first, second, down, activation, (x,))
     return None
 
 
-def _checked(view: GraphView, mlp: Mlp, activation: tuple[fx.Node, ...]) -> Mlp | Refusal:
-    first = [mlp.up.node, *([mlp.gate.node] if mlp.gate else [])]
-    product = [mlp.down.x] if mlp.gate else []
-    nodes = view.in_order([*first, *activation, *product, mlp.down.node])
+def _build(
+    view: GraphView,
+    gate: tuple[Linear, tuple[fx.Node, ...]] | None,
+    up: tuple[Linear, tuple[fx.Node, ...]],
+    down: Linear | Refusal,
+    activation: Activation,
+    product: tuple[fx.Node, ...],
+) -> Mlp | Refusal:
+    first = (gate or up)[0]
+    if isinstance(down, Refusal):
+        return Refusal(first.fqn, "neuron", down.reason, down.detail)
+    if activation.name is None:
+        target = activation.nodes[-1].target
+        detail = str(getattr(target, "__name__", target))
+        return Refusal(first.fqn, "neuron", Reason.UNKNOWN_ACTIVATION, detail)
+    cutters = [*(gate[1] if gate else ()), *up[1]]
+    nodes = view.in_order([first.node, up[0].node, *cutters, *activation.nodes, *product, down.node])
     inside = set(nodes)
     for node in nodes[:-1]:
-        outside = [user.name for user in node.users if user not in inside]
-        if node is not mlp.down.node and outside:
-            place = (mlp.gate or mlp.up).fqn
-            return Refusal(place, "neuron", Reason.USED_ELSEWHERE, f"{node.name} is read by {outside[0]}")
-    return Mlp(mlp.x, mlp.gate, mlp.up, mlp.down, mlp.activation, nodes)
+        outside = next((user.name for user in node.users if user not in inside), None)
+        if outside is not None:
+            return Refusal(first.fqn, "neuron", Reason.USED_ELSEWHERE, f"{node.name} is read by {outside}")
+    return Mlp(first.x, gate[0] if gate else None, up[0], down, activation.name, nodes)
+
+
+def _both_ways(pair: tuple[fx.Node, fx.Node] | None) -> tuple[tuple[fx.Node, fx.Node], ...]:
+    return (pair, pair[::-1]) if pair else ()
 
 
 def _pathway(view: GraphView, mlp: Mlp) -> Pathway:
     linears = tuple(linear for linear in (mlp.gate, mlp.up, mlp.down) if linear is not None)
-    rows, neurons = view.rows(mlp.x), mlp.down.in_features
-    pointwise = Cost(rows * neurons * (2 if mlp.gate else 1), rows * 0)
     return Pathway(
         kind="neuron",
         place=linears[0].fqn,
@@ -87,8 +104,8 @@ def _pathway(view: GraphView, mlp: Mlp) -> Pathway:
         nodes=mlp.nodes,
         inputs=(mlp.x,),
         output=mlp.down.node,
-        weights=tuple(linear.fqn for linear in linears),
-        units=neurons,
-        cost=linear_cost(view, linears) + pointwise,
+        weights=view.parameters_of(mlp.nodes),
+        units=mlp.down.in_features,
+        cost=linear_cost(view, linears),
         bypass=Bypass.ZERO,
     )

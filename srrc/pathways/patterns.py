@@ -26,12 +26,64 @@ CANONICAL: dict[str, Callable[..., Any]] = {
 }
 """The one spelling of each operator that `normalise` leaves, by the name finders use for it."""
 
+CONTRACTIONS = frozenset(
+    "addmm baddbmm bmm conv1d conv2d conv3d einsum linear matmul mm scaled_dot_product_attention".split()
+)
+"""Names of the operators that multiply and sum: where nearly all of a model's work is."""
+
+_VIEWS = frozenset(
+    {"view", "reshape", "contiguous", "to", "type_as", "float", "unsqueeze", "squeeze", "flatten"}
+)
+
+
+def is_contraction(node: fx.Node) -> bool:
+    """Whether `node` multiplies matrices, convolves or attends."""
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    called = node.op in {"call_function", "call_method"}
+    return called and (name in CONTRACTIONS or grouped_product(node) is not None)
+
 
 def is_call(node: object, name: str) -> bool:
     """Whether `node` calls the canonical operator `name`."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target is CANONICAL[name]
 
 
-def is_method(node: object, name: str) -> bool:
-    """Whether `node` calls the tensor method `name`."""
-    return isinstance(node, fx.Node) and node.op == "call_method" and node.target == name
+def is_method(node: object, *names: str) -> bool:
+    """Whether `node` calls a tensor method of one of these names."""
+    return isinstance(node, fx.Node) and node.op == "call_method" and node.target in names
+
+
+def argument(node: fx.Node, position: int, name: str, default: object = None) -> Any:
+    """An argument given by position or by name."""
+    return node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+
+
+def operands(node: object, name: str) -> tuple[Any, Any] | None:
+    """Both arguments where `node` is the canonical binary operator `name`."""
+    if isinstance(node, fx.Node) and is_call(node, name) and len(node.args) == 2 and not node.kwargs:
+        return node.args[0], node.args[1]
+    return None
+
+
+def with_constant(node: object, name: str) -> tuple[fx.Node, float] | None:
+    """(tensor, constant) where `node` is the commutative operator `name` of a node and a Python number."""
+    pair = operands(node, name)
+    for value, constant in (pair, pair[::-1]) if pair else ():
+        if isinstance(value, fx.Node) and isinstance(constant, int | float):
+            return value, float(constant)
+    return None
+
+
+def through_views(node: fx.Node) -> fx.Node:
+    """The value that `node` is a reshaped or cast copy of, however often; `node` itself if it is none."""
+    while is_method(node, *_VIEWS) and isinstance(node.args[0], fx.Node):
+        node = node.args[0]
+    return node
+
+
+def grouped_product(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """(x [T, K], weight [E, K, N]) where `node` multiplies each group of rows with its own matrix."""
+    if node.op != "call_function" or "grouped_mm" not in str(node.target):
+        return None
+    x, weight = argument(node, 0, "input"), argument(node, 1, "mat2")
+    return (x, weight) if isinstance(x, fx.Node) and isinstance(weight, fx.Node) else None
