@@ -29,9 +29,7 @@ class Head:
 
 def find(view: GraphView) -> Iterator[Pathway | Refusal]:
     """One pathway for each vocabulary head; a refusal where its weight is no parameter."""
-    contractions = [
-        n for n in view.nodes if is_call(n, "linear") or is_call(n, "matmul") or is_call(n, "sdpa")
-    ]
+    contractions = [node for node in view.nodes if is_contraction(node)]
     for node in view.nodes:
         linear = read_linear(view, node)
         if linear is None or not view.depends(view.output, node):
