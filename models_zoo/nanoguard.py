@@ -1,8 +1,8 @@
 """NanoGuard: a classifier of prompt injections, whose squared ReLU leaves many neurons at exactly zero.
 
 The wheel holds the weights as a torch archive (read with `weights_only=True`) and a tokenizer as a pickle
-(never read), so the model comes without one. The architecture, written anew here, is a pre-norm transformer of
-4 layers with rotary positions, normalised queries and keys, and a skip from the embedding to every layer.
+(never read), so the model comes without one. The architecture, written anew here, is a pre-norm transformer
+of 4 layers with rotary positions, normalised queries and keys, and a skip from the embedding to every layer.
 """
 
 from dataclasses import dataclass

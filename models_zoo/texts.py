@@ -44,9 +44,9 @@ def domains() -> list[str]:
 def split(domain: str, part: Part) -> list[str]:
     """The texts of one part of a domain, in a fixed order.
 
-    Every second text is held out. Paragraphs that occur twice in a domain are kept only where they come
-    first, so that no paragraph is in both parts. Raises OptionError for an unknown domain or part, ModelError where
-    the text cannot be fetched.
+    Every second text is held out. Paragraphs that occur twice in a domain are kept only where they come first,
+    so that no paragraph is in both parts.
+    Raises OptionError for an unknown domain or part, ModelError where the text cannot be fetched.
     """
     if domain not in _SOURCES:
         raise OptionError(f"no domain {domain!r}; known: {', '.join(_SOURCES)}")
