@@ -5,18 +5,18 @@ from collections.abc import Sequence
 from torch import fx
 
 from srrc.pathways.base import Pathway
+from srrc.pathways.residual import Branch
 
 
-def region_cuts(pathways: Sequence[Pathway]) -> list[fx.Node]:
-    """The nodes after which a region ends. Empty where the graph has no residual branches: one region then."""
-    branches = [pathway for pathway in pathways if pathway.kind == "residual"]
-    cuts = [branch.output for branch in branches]
-    if branches:
-        first = min((node for branch in branches for node in branch.nodes), key=_position(branches[0].output.graph))
-        cuts.append(first.prev)
-    return list(dict.fromkeys(cuts))
+def region_cuts(graph: fx.Graph, pathways: Sequence[Pathway]) -> list[fx.Node]:
+    """The nodes after which a region ends. Empty where the graph has no residual branches: one region then.
 
-
-def _position(graph: fx.Graph):  # noqa: ANN202
+    A graph is read again here, since passes may have replaced some of a branch's nodes.
+    """
     order = {node: index for index, node in enumerate(graph.nodes)}
-    return order.__getitem__
+    branches = [pathway.site for pathway in pathways if isinstance(pathway.site, Branch)]
+    cuts = [branch.add for branch in branches if branch.add in order]
+    for branch in branches[:1]:
+        readers = [user for user in branch.stream.users if user in order]
+        cuts.append(min(readers, key=order.__getitem__).prev)
+    return cuts

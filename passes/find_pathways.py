@@ -31,6 +31,7 @@ class FindPathways:
     name: str = "find_pathways"
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
+        """Look at `gm`, which must be normalised."""
         view = GraphView(gm.graph, context.fqns)
         found = [item for find in FINDERS for item in find(view)]
         context.pathways = [item for item in found if isinstance(item, Pathway)]

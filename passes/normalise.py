@@ -20,7 +20,7 @@ RULES: tuple[Rule, ...] = (unify_spelling, make_functional, drop_noops, unify_li
 
 @dataclass(frozen=True)
 class Normalise:
-    """Same values to the last bit, same aliasing, same order of side effects; running it twice changes nothing.
+    """Same values to the last bit, same aliasing, same order of side effects; twice changes nothing more.
 
     Graphs inside the graph (checkpoint bodies, nested compile regions) are brought into the same spelling.
     """

@@ -32,40 +32,35 @@ _INPLACE_OPTION: dict[object, str] = {functional.relu: "relu", functional.silu: 
 
 
 def make_functional(view: GraphView) -> int:
-    """Replace in-place operators whose operand is fresh and read by nothing else. Returns the number replaced."""
+    """Replace in-place operators on values that are fresh and read by nothing else. Returns how many."""
     return sum(_replace(view, node) for node in view.nodes if node.op in {"call_function", "call_method"})
 
 
 def _replace(view: GraphView, node: fx.Node) -> bool:
     x = node.args[0] if node.args else None
-    if (
-        not isinstance(x, fx.Node)
-        or len(x.users) != 1
-        or not makes_fresh_storage(x)
-        or not view.is_contiguous(x)
-    ):
+    name = _functional_name(view, node)
+    if name is None or not isinstance(x, fx.Node) or len(x.users) != 1:
         return False
-    if (
-        node.target in _BINARY
-        and len(node.args) == 2
-        and not node.kwargs
-        and _same_type(view, x, node.args[1])
-    ):
-        name, arguments = _BINARY[node.target], node.args
-    elif node.target in _UNARY and len(node.args) == 1 and not node.kwargs:
-        name, arguments = _UNARY[node.target], node.args
-    elif node.target in _INPLACE_OPTION and (node.args[1:], node.kwargs) in (
-        ((), {"inplace": True}),
-        ((True,), {}),
-    ):
-        name, arguments = _INPLACE_OPTION[node.target], (x,)
-    else:
+    # Fresh and dense, so that the functional operator gives the same strides as the value had.
+    if not makes_fresh_storage(x) or not view.is_contiguous(x):
         return False
+    arguments = node.args if node.target in _BINARY else (x,)
     node.op, node.target, node.args, node.kwargs = "call_function", CANONICAL[name], arguments, {}
     return True
 
 
-def _same_type(view: GraphView, x: fx.Node, other: object) -> bool:
+def _functional_name(view: GraphView, node: fx.Node) -> str | None:
+    if node.target in _INPLACE_OPTION:
+        asked = (node.args[1:], node.kwargs) in (((), {"inplace": True}), ((True,), {}))
+        return _INPLACE_OPTION[node.target] if asked else None
+    if node.kwargs:
+        return None
+    if node.target in _BINARY and len(node.args) == 2 and _same_type(view, *node.args):
+        return _BINARY[node.target]
+    return _UNARY.get(node.target) if len(node.args) == 1 else None
+
+
+def _same_type(view: GraphView, x: object, other: object) -> bool:
     """Whether combining `x` with `other` gives the dtype of `x`, which is what in-place arithmetic keeps."""
     left, right = view.tensor(x), view.tensor(other)
     if left is None:

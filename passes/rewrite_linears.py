@@ -1,17 +1,24 @@
 """Brings every linear map over a parameter into the form `linear(x, W, b)` or `linear(x, W.t(), b)`.
 
-The rewrites call the very kernels the originals called (`linear` itself is written with `matmul` and `addmm`), so
-that the values stay the same to the last bit.
+The rewrites call the very kernels the originals called (`linear` itself is written with `matmul` and
+`addmm`), so that the values stay the same to the last bit.
 """
+
+from typing import Any
 
 import torch
 from torch import fx
 from torch.nn import functional
 
 from srrc.pathways.graph_view import GraphView
-from srrc.pathways.patterns import argument, is_call, is_method
+from srrc.pathways.patterns import argument, called_name, is_call, is_method
 
 _PRODUCTS = (torch.matmul, torch.mm)
+_SWAPS: dict[str, tuple[tuple[Any, ...], ...]] = {
+    "t": ((),),
+    "transpose": ((0, 1), (1, 0), (-1, -2), (-2, -1)),
+    "permute": ((1, 0),),
+}
 
 
 def unify_linears(view: GraphView) -> int:
@@ -46,7 +53,7 @@ def _product(view: GraphView, node: fx.Node) -> bool:
     return True
 
 
-def _transposed_parameter(view: GraphView, node: object) -> fx.Node | None:
+def _transposed_parameter(view: GraphView, node: Any) -> fx.Node | None:
     """W where `node` is W.T in one of its spellings, and W is a matrix and a parameter."""
     if not isinstance(node, fx.Node) or not node.args or not view.is_parameter(node.args[0]):
         return None
@@ -57,15 +64,13 @@ def _transposed_parameter(view: GraphView, node: object) -> fx.Node | None:
         return None
     if node.target is getattr and rest in {("T",), ("mT",)}:
         return weight
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    swaps = {"t": [()], "transpose": [(0, 1), (1, 0), (-1, -2), (-2, -1)], "permute": [(1, 0)]}
-    return weight if rest in swaps.get(str(name), []) else None
+    return weight if rest in _SWAPS.get(called_name(node), ()) else None
 
 
 def _addmm(view: GraphView, node: fx.Node) -> bool:
     """addmm(b, x, W) -> linear(x, W.t(), b), with the reshapes around it where x had more dimensions.
 
-    The weight of GPT-2's `Conv1D` is [in, out]. `linear` flattens a contiguous three-dimensional input by itself.
+    The weight of GPT-2's `Conv1D` is [in, out]. `linear` flattens a contiguous 3-dimensional input by itself.
     """
     if node.target is not torch.addmm or len(node.args) != 3 or node.kwargs:
         return False
@@ -90,7 +95,7 @@ def _addmm(view: GraphView, node: fx.Node) -> bool:
 
 
 def _unflattened(view: GraphView, node: fx.Node, x: fx.Node) -> tuple[fx.Node, fx.Node]:
-    """(node that has the value in its own shape, x in its own shape); `node` and `x` where they are flat already."""
+    """(node that has the value in its own shape, x in its own shape): `node` and `x` where they are flat."""
     users = list(node.users)
     if len(users) != 1 or not is_method(users[0], "view", "reshape") or not is_method(x, "view", "reshape"):
         return node, x

@@ -1,12 +1,11 @@
-"""Drops calls that return their own argument: dropout in evaluation, casts to the same type, and their kin."""
+"""Drops calls that return their own argument: dropout in evaluation, casts to the same type and their kin."""
 
-import torch
 from torch import fx
 from torch.nn import functional
 
 from srrc.pathways.effects import written_arguments
 from srrc.pathways.graph_view import GraphView
-from srrc.pathways.patterns import argument, is_method
+from srrc.pathways.patterns import argument, called_name, is_method
 
 _CASTS = frozenset({"to", "type_as", "type", "float", "half", "bfloat16", "double"})
 
@@ -31,7 +30,7 @@ def drop_noops(view: GraphView) -> int:
 
 
 def _is_telemetry(node: fx.Node) -> bool:
-    return node.op == "call_function" and node.target is torch._C._log_api_usage_once and not node.users
+    return called_name(node) == "_log_api_usage_once" and not node.users
 
 
 def _is_exposed(node: fx.Node) -> bool:

@@ -60,7 +60,7 @@ def unify_spelling(view: GraphView) -> int:
 
 
 def _respell(view: GraphView, node: fx.Node) -> bool:
-    # A Python number on the left would take another path (`2 / x` is a reciprocal), so only tensors stand there.
+    # A number on the left would take another path (`2 / x` is a reciprocal), so only tensors stand there.
     if not node.args or view.tensor(node.args[0]) is None:
         return False
     arguments, options = node.args, dict(node.kwargs)

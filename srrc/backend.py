@@ -89,7 +89,7 @@ def _compile(gm: fx.GraphModule, example_inputs: Sequence[Any], graph: CompiledG
     passes = (Normalise(), FindPathways(), LowerDense(fake_mode))
     work = run_passes(passes, work, context)
     graph.pathways, graph.refusals = context.pathways, context.refusals
-    regions = partition(work, region_cuts(context.pathways))
+    regions = partition(work, region_cuts(work.graph, context.pathways))
     compiled: dict[str, Callable[..., Any]] = {}
     for region in regions:
         if region.key not in compiled:

@@ -5,7 +5,6 @@ share an input become one call, an MLP becomes one call, attention reads the cac
 With many rows Inductor's GEMM is as fast, except in bf16 on a machine whose CPU has no bf16 arithmetic.
 """
 
-import operator
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +14,10 @@ from torch._subclasses import FakeTensorMode
 import srrc.ops  # noqa: F401  (defines torch.ops.srr)
 from srrc.passes.context import Context
 from srrc.passes.emit import emit, value_of
+from srrc.passes.linear_arguments import bias_of, mlp_arguments, replace, split_list, weight_of
 from srrc.passes.rows import FEW_ROWS, has_few_rows, size_hint
-try:
-    from srrc.pathways.attention import Attention
-except ImportError:
-    class Attention: pass
+
+from srrc.pathways.attention import Attention
 from srrc.pathways.base import Linear
 from srrc.pathways.channel import ChannelGroup
 from srrc.pathways.neuron import Mlp
@@ -62,9 +60,9 @@ class LowerDense:
     def _linears(self, gm: fx.GraphModule, x: fx.Node, linears: tuple[Linear, ...]) -> None:
         with gm.graph.inserting_before(linears[0].node):
             weights = [weight_of(gm.graph, linear, self.fake_mode) for linear in linears]
-            biases = [linear.bias for linear in linears]
+            biases = [bias_of(gm.graph, linear, self.fake_mode) for linear in linears]
             results = emit(gm.graph, torch.ops.srr.dense_linear.default, (x, weights, biases), self.fake_mode)
-            split_results(gm.graph, results, linears)
+            split_list(gm.graph, results, linears)
 
     def _attention(self, gm: fx.GraphModule, site: Attention) -> None:
         q, k = value_of(site.q), value_of(site.k_base)
@@ -82,39 +80,3 @@ def wants_native(x: fx.Node) -> bool:
     if value.device.type != "cpu" or value.dtype not in NATIVE_DTYPES:
         return False
     return has_few_rows(x) or (value.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def mlp_arguments(graph: fx.Graph, site: Mlp, fake_mode: FakeTensorMode) -> tuple[object, ...]:
-    """The leading arguments that `srr::dense_mlp` and `srr::neuron_mlp` share, weights as [N, K] views."""
-    arguments: list[object] = [site.x]
-    for linear in (site.gate, site.up, site.down):
-        arguments += [None, None] if linear is None else [weight_of(graph, linear, fake_mode), linear.bias]
-    return (*arguments, site.activation)
-
-
-def weight_of(graph: fx.Graph, linear: Linear, fake_mode: FakeTensorMode) -> fx.Node:
-    """The weight as [N, K], whichever way the model holds it: a view, never a copy."""
-    weight = linear.weight
-    if linear.transposed:
-        weight = emit(graph, torch.ops.aten.t.default, (weight,), fake_mode)
-    if linear.rows is not None:
-        start, end = linear.rows
-        weight = emit(graph, torch.ops.aten.slice.Tensor, (weight, 0, start, end), fake_mode)
-    return weight
-
-
-def split_results(graph: fx.Graph, results: fx.Node, linears: tuple[Linear, ...]) -> None:
-    """Put item i of `results` in the place of linear i."""
-    items = [graph.call_function(operator.getitem, (results, index)) for index in range(len(linears))]
-    for linear, item, value in zip(linears, items, value_of(results), strict=True):
-        item.meta["example_value"] = value
-        replace(graph, (linear.node,), linear.node, item)
-
-
-def replace(graph: fx.Graph, nodes: tuple[fx.Node, ...], old: fx.Node, new: fx.Node) -> None:
-    """Let `new` stand for `old`, and drop `nodes` as far as nothing else reads them."""
-    new.meta = {**old.meta, **new.meta}
-    old.replace_all_uses_with(new)
-    for node in reversed(nodes):
-        if not node.users:
-            graph.erase_node(node)

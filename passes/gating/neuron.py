@@ -1,0 +1,62 @@
+"""Gates on an MLP: its input channels, its neurons before `up` is computed, and its neurons once they are known."""
+
+import torch
+from torch import fx
+from torch._subclasses import FakeTensorMode
+
+from srrc.passes.emit import emit, emit_tensor, value_of
+from srrc.passes.gating.source import GateSource, emit_gates, make_gate
+from srrc.passes.linear_arguments import mlp_arguments, replace
+from srrc.pathways.base import Pathway
+from srrc.pathways.neuron import Mlp
+from srrc.runtime.gates import Gate
+
+
+def gate_ids(pathway: Pathway) -> list[str]:
+    """The rows of `srr::neuron_mlp`'s gates; a plain MLP has no neuron gate before `up`."""
+    site = pathway.site
+    assert isinstance(site, Mlp)
+    parts = ("input", "neuron", "down") if site.gate is not None else ("input", "down")
+    return [f"neuron:{pathway.place}/{part}" for part in parts]
+
+
+def skips_up_rows(pathway: Pathway, source: GateSource) -> bool:
+    """Whether `up` is kept by rows, for its neuron gate, rather than by input channels: it cannot be both."""
+    return source.covers(f"neuron:{pathway.place}/neuron") and len(gate_ids(pathway)) == 3
+
+
+def insert(gm: fx.GraphModule, pathway: Pathway, source: GateSource, fake_mode: FakeTensorMode) -> list[Gate]:
+    """Replace the MLP by one `srr::neuron_mlp`."""
+    site = pathway.site
+    assert isinstance(site, Mlp)
+    first = tuple(linear for linear in (site.gate, site.up) if linear is not None)
+    norms = {
+        "input": source.column_norm(first),
+        "neuron": source.column_norm((site.down,)),
+        "down": source.column_norm((site.down,)),
+    }
+    for part in norms:
+        norms[part] = source.vectors.get(f"neuron:{pathway.place}/{part}/norm", norms[part])
+    with gm.graph.inserting_before(site.down.node):
+        records, counters, record, counter = emit_gates(gm, 3, fake_mode)
+        nodes = [emit_tensor(gm, f"{record.target}_{part}", norm, fake_mode) for part, norm in norms.items()]
+        args = (*mlp_arguments(gm.graph, site, fake_mode), *nodes, record, counter)
+        result = emit(gm.graph, torch.ops.srr.neuron_mlp.default, args, fake_mode)
+    replace(gm.graph, site.nodes, site.down.node, result)
+    return _gates(pathway, site, source, records, counters)
+
+
+def _gates(
+    pathway: Pathway, site: Mlp, source: GateSource, records: torch.Tensor, counters: torch.Tensor
+) -> list[Gate]:
+    by_rows = skips_up_rows(pathway, source)
+    neurons, inputs, outputs = site.up.out_features, site.up.in_features, site.down.out_features
+    by_channel = (1 if site.gate is not None else 0) + (0 if by_rows else 1)
+    units = {"input": by_channel * neurons, "neuron": inputs if by_rows else 0, "down": outputs}
+    size = value_of(site.up.weight).element_size()
+    rows = {"input": 0, "neuron": 1, "down": 2}
+    return [
+        make_gate(gate_id, site.x, records, counters, rows[part], 2.0 * units[part], units[part] * size)
+        for gate_id in gate_ids(pathway)
+        for part in [gate_id.rsplit("/", 1)[1]]
+    ]

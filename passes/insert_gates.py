@@ -1,0 +1,70 @@
+"""Puts gates on the pathways that a profile (or a calibration run) covers: FX nodes become gated ops.
+
+Each gate gets its own small tensors, held by the graph: the record it decides by, and the counters it adds to.
+A budget is set by writing to the records, so changing it recompiles nothing. What is not gated says why.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import fx
+from torch._subclasses import FakeTensorMode
+
+import srrc.ops  # noqa: F401  (defines torch.ops.srr)
+from srrc.passes.context import Context
+from srrc.passes.gating import channel, neuron
+from srrc.passes.gating.source import GateSource
+from srrc.pathways.base import Pathway
+from srrc.reasons import Reason, Refusal
+from srrc.runtime.gates import Gate
+
+Insert = Callable[[fx.GraphModule, Pathway, GateSource, FakeTensorMode], list[Gate]]
+
+GATED: dict[str, tuple[str, Callable[[Pathway], list[str]], Insert]] = {
+    "neuron": ("neuron", neuron.gate_ids, neuron.insert),
+    "channel": ("channel", channel.gate_ids, channel.insert),
+}
+"""Kind -> (level that switches it, its gates' ids, how they are inserted), in order of precedence: an MLP's own gates
+cover what a channel gate on the same linears would."""
+
+
+@dataclass(frozen=True)
+class InsertGates:
+    """Fills `context.gates`, and adds to `context.refusals` a reason for each pathway that gets none.
+
+    source: None where nothing may be gated (no budget was asked for)
+    levels: the options' routing levels
+    """
+
+    source: GateSource | None
+    levels: frozenset[str]
+    fake_mode: FakeTensorMode
+    name: str = "insert_gates"
+
+    def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
+        taken: set[fx.Node] = set()
+        for kind in dict.fromkeys([*GATED, *(pathway.kind for pathway in context.pathways)]):
+            for pathway in (p for p in context.pathways if p.kind == kind):
+                reason = self._refuse(pathway, taken, len(context.gates))
+                if reason is not None or self.source is None:
+                    context.refusals.append(Refusal(pathway.place, kind, reason or Reason.NO_BUDGET))
+                    continue
+                context.gates += GATED[kind][2](gm, pathway, self.source, self.fake_mode)
+                taken.update(pathway.nodes)
+        return gm
+
+    def _refuse(self, pathway: Pathway, taken: set[fx.Node], inserted: int) -> Reason | None:
+        if pathway.kind not in GATED:
+            return Reason.NOT_GATED_YET
+        if self.source is None:
+            return Reason.NO_BUDGET
+        level, ids, _ = GATED[pathway.kind]
+        if level not in self.levels:
+            return Reason.LEVEL_OFF
+        if taken.issuperset(pathway.nodes):
+            return Reason.OVERLAPS
+        if not any(self.source.covers(gate_id) for gate_id in ids(pathway)):
+            return Reason.NO_PROFILE
+        if self.source.fuel is not None and inserted >= self.source.fuel:
+            return Reason.FUEL_SPENT
+        return None
