@@ -25,6 +25,7 @@ class Reason(enum.StrEnum):
     USED_ELSEWHERE = "an intermediate value is also used elsewhere"
     NO_STREAM = "the sum has no term that goes on unchanged"
     INTERPRETER_STATE = "it changes the interpreter's state on the way"
+    WRITTEN_BETWEEN = "something it reads is overwritten before it ends"
     UNKNOWN_STRUCTURE = "it looks like one, but is put together in a way that is not known"
     # A region or a whole graph that runs dense.
     AUTOGRAD = "gradients are on: the dense graph runs"

@@ -1,40 +1,59 @@
 """Names an activation function from the nodes that compute it, whether one call or a formula written out."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import fx
 
-from srrc.pathways.patterns import is_call, operands, with_constant
+from srrc.pathways.patterns import CANONICAL, called_name, is_call
 
-UNKNOWN = frozenset(
-    [
-        "celu",
-        "elu",
-        "glu",
-        "hardsigmoid",
-        "hardswish",
-        "hardtanh",
-        "leaky_relu",
-        "logsigmoid",
-        "mish",
-        "prelu",
-        "relu6",
-        "rrelu",
-        "selu",
-        "sigmoid",
-        "softplus",
-        "softsign",
-        "tanh",
-    ]
+Formula = str | float | tuple["Formula", ...]
+"""`"x"` is the argument, a number a constant, and a tuple (operator, operands ...) a call."""
+
+_CUBE: Formula = ("pow", "x", 3.0)
+_TANH_FORMULA: Formula = (
+    "mul",
+    ("mul", 0.5, "x"),
+    ("add", 1.0, ("tanh", ("mul", math.sqrt(2 / math.pi), ("add", "x", ("mul", 0.044715, _CUBE))))),
 )
+_TANH_FACTORED: Formula = (
+    "mul",
+    ("mul", 0.5, "x"),
+    (
+        "add",
+        1.0,
+        ("tanh", ("mul", ("mul", "x", 0.7978845608), ("add", 1.0, ("mul", ("mul", 0.044715, "x"), "x")))),
+    ),
+)
+_ERF_FORMULA: Formula = (
+    "mul",
+    ("mul", "x", 0.5),
+    ("add", 1.0, ("erf", ("div", "x", math.sqrt(2.0)))),
+)
+
+FORMULAS: tuple[tuple[str, Formula], ...] = (
+    ("silu", ("silu", "x")),
+    ("silu", ("mul", "x", ("sigmoid", "x"))),
+    ("quick_gelu", ("mul", "x", ("sigmoid", ("mul", 1.702, "x")))),
+    ("gelu_tanh", _TANH_FORMULA),
+    ("gelu_tanh", _TANH_FACTORED),
+    ("gelu", _ERF_FORMULA),
+    ("relu2", ("pow", ("relu", "x"), 2.0)),
+    ("relu2", ("mul", ("relu", "x"), ("relu", "x"))),
+    ("relu", ("relu", "x")),
+)
+"""Every way in which an activation with a kernel is written; sums and products match in either order."""
+
+UNKNOWN = frozenset({
+    "celu", "elu", "glu", "hardsigmoid", "hardswish", "hardtanh", "leaky_relu", "logsigmoid", "mish", "prelu",
+    "relu6", "rrelu", "selu", "sigmoid", "softplus", "softsign", "tanh",
+})  # fmt: skip
 """Pointwise activations that are recognised as such, but that no gated op computes."""
 
 
 @dataclass(frozen=True)
 class Activation:
-    """`name`(x), computed by `nodes` (x excepted), the last of which has the value.
+    """`name`(x), computed by `nodes` (x excepted), the first of which has the value.
 
     name: silu, gelu, gelu_tanh, relu, relu2 (squared), quick_gelu; or None for one of `UNKNOWN`.
     """
@@ -46,102 +65,59 @@ class Activation:
 
 def read_activation(node: object) -> Activation | None:
     """The activation whose value `node` is, or None."""
-    if not isinstance(node, fx.Node):
+    if not isinstance(node, fx.Node) or node.op not in {"call_function", "call_method"} or not node.args:
         return None
-    return next((found for read in _READERS if (found := read(node)) is not None), None)
-
-
-def _single_call(node: fx.Node) -> Activation | None:
-    x = node.args[0] if node.args else None
-    if node.op not in {"call_function", "call_method"} or not isinstance(x, fx.Node):
+    for name, formula in FORMULAS:
+        nodes: list[fx.Node] = []
+        x = _match(formula, node, None, nodes)
+        if x is not None:
+            return Activation(name, x, tuple(dict.fromkeys(nodes)))
+    argument = node.args[0]
+    if not isinstance(argument, fx.Node):
         return None
-    if is_call(node, "silu") or is_call(node, "relu"):
-        return Activation("silu" if is_call(node, "silu") else "relu", x, (node,))
     if is_call(node, "gelu"):
-        return Activation("gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu", x, (node,))
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    return Activation(None, x, (node,)) if name in UNKNOWN else None
+        return Activation(
+            "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu", argument, (node,)
+        )
+    return Activation(None, argument, (node,)) if called_name(node) in UNKNOWN else None
 
 
-def _relu_squared(node: fx.Node) -> Activation | None:
-    """pow(relu(x), 2), or relu(x) * relu(x) of the same node."""
-    pair = operands(node, "pow")
-    inner = pair[0] if pair and pair[1] == 2 else None
-    product = operands(node, "mul")
-    if product and product[0] is product[1]:
-        inner = product[0]
-    if not is_call(inner, "relu"):
+def _match(formula: Formula, value: object, x: fx.Node | None, nodes: list[fx.Node]) -> fx.Node | None:
+    """What `"x"` stands for if `value` is `formula` of it (of `x`, where that is given), or None.
+
+    Appends the calls it passes to `nodes`.
+    """
+    assert isinstance(formula, tuple)
+    name, *operands = formula
+    assert isinstance(name, str)
+    if (
+        not isinstance(value, fx.Node)
+        or not _calls(value, name)
+        or len(value.args) != len(operands)
+        or value.kwargs
+    ):
         return None
-    return Activation("relu2", inner.args[0], (inner, node))
-
-
-def _sigmoid_gate(node: fx.Node) -> Activation | None:
-    """X * sigmoid(x) is silu; x * sigmoid(1.702 x) is the quick GELU."""
-    for x, gate in _both_ways(operands(node, "mul")):
-        if not is_call(gate, "sigmoid"):
-            continue
-        inner = gate.args[0]
-        if inner is x:
-            return Activation("silu", x, (gate, node))
-        scaled = with_constant(inner, "mul")
-        if scaled and scaled[0] is x and math.isclose(scaled[1], 1.702, rel_tol=1e-6):
-            return Activation("quick_gelu", x, (inner, gate, node))
+    orders = [value.args, value.args[::-1]] if name in {"add", "mul"} else [value.args]
+    for arguments in orders:
+        passed, bound = [value], x
+        for operand, argument in zip(operands, arguments, strict=True):
+            if isinstance(operand, tuple):
+                bound = _match(operand, argument, bound, passed)
+                if bound is None:
+                    break
+            elif operand == "x":
+                if not isinstance(argument, fx.Node) or (bound is not None and bound is not argument):
+                    break
+                bound = argument
+            elif not isinstance(argument, int | float) or not math.isclose(
+                argument, float(operand), rel_tol=1e-6
+            ):
+                break
+        else:
+            nodes += passed
+            return bound
     return None
 
 
-def _gelu_tanh(node: fx.Node) -> Activation | None:
-    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))) in any order of its products and sums."""
-    for half, one_plus in _both_ways(operands(node, "mul")):
-        halved, shifted = with_constant(half, "mul"), with_constant(one_plus, "add")
-        if (
-            not halved
-            or not shifted
-            or halved[1] != 0.5
-            or shifted[1] != 1.0
-            or not is_call(shifted[0], "tanh")
-        ):
-            continue
-        x, tanh = halved[0], shifted[0]
-        scaled = with_constant(tanh.args[0], "mul")
-        if not scaled or not math.isclose(scaled[1], math.sqrt(2 / math.pi), rel_tol=1e-6):
-            continue
-        for left, cubic in _both_ways(operands(scaled[0], "add")):
-            weighted = with_constant(cubic, "mul")
-            if left is not x or not weighted or not math.isclose(weighted[1], 0.044715, rel_tol=1e-6):
-                continue
-            cube = operands(weighted[0], "pow")
-            if cube and cube[0] is x and cube[1] == 3:
-                nodes = (half, weighted[0], cubic, scaled[0], tanh.args[0], tanh, one_plus, node)
-                return Activation("gelu_tanh", x, nodes)
-    return None
-
-
-def _gelu_erf(node: fx.Node) -> Activation | None:
-    """X 0.5 (1 + erf(x / sqrt(2))), as older models write it."""
-    for half, one_plus in _both_ways(operands(node, "mul")):
-        halved, shifted = with_constant(half, "mul"), with_constant(one_plus, "add")
-        if not halved or not shifted or halved[1] != 0.5 or shifted[1] != 1.0:
-            continue
-        erf = shifted[0]
-        scaled = erf.args[0] if erf.args and getattr(erf.target, "__name__", erf.target) == "erf" else None
-        divided = operands(scaled, "div")
-        if divided and divided[0] is halved[0] and isinstance(divided[1], float):
-            if math.isclose(divided[1], math.sqrt(2), rel_tol=1e-6):
-                assert isinstance(scaled, fx.Node)
-                return Activation("gelu", halved[0], (half, scaled, erf, one_plus, node))
-    return None
-
-
-def _both_ways(pair: tuple[fx.Node, fx.Node] | None) -> tuple[tuple[fx.Node, fx.Node], ...]:
-    if pair is None or not all(isinstance(each, fx.Node) for each in pair):
-        return ()
-    return pair, (pair[1], pair[0])
-
-
-_READERS: tuple[Callable[[fx.Node], Activation | None], ...] = (
-    _relu_squared,
-    _sigmoid_gate,
-    _gelu_tanh,
-    _gelu_erf,
-    _single_call,
-)
+def _calls(node: fx.Node, name: str) -> bool:
+    return is_call(node, name) if name in CANONICAL else called_name(node) == name

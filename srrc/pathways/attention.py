@@ -1,7 +1,7 @@
 """Attention calls: pairs of query and key whose weight is next to nothing need not be computed.
 
-Found: `scaled_dot_product_attention`, and the same written out as matmul, scale, soft cap, mask, softmax, matmul.
-Keys and values are looked at through `repeat_kv`, so that grouped heads are known to be grouped.
+Found: `scaled_dot_product_attention`, and the same written out as matmul, scale, soft cap, mask, softmax and
+matmul. Keys and values are looked at through `repeat_kv`, so that grouped heads are known to be grouped.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from srrc.reasons import Reason, Refusal
 class Attention:
     """softmax(scale q k^T + mask) v, in `node` [B, Hq, Q, D].
 
-    q [B, Hq, Q, D]; k, v as the graph gives them to the call, [B, Hq, S, D], or [B, Hkv, S, D] with `enable_gqa`
+    q [B, Hq, Q, D]; k, v as the call gets them: [B, Hq, S, D], or [B, Hkv, S, D] with `enable_gqa`
     mask:      added, or boolean with True where attended; None for none
     scale:     number, the node that computes it, or None for 1/sqrt(D)
     dropout_p: probability, as the graph gives it
@@ -98,7 +98,7 @@ def _pathway(view: GraphView, call: Eager, *, is_causal: bool | fx.Node) -> Path
 
 
 def through_repeated_heads(view: GraphView, node: fx.Node) -> fx.Node:
-    """[B, Hkv, S, D] where `node` [B, H, S, D] repeats its heads (unsqueeze, expand, reshape); else `node`."""
+    """[B, Hkv, S, D] where `node` [B, H, S, D] repeats heads (unsqueeze, expand, reshape), else `node`."""
     if not is_method(node, "reshape", "view", "flatten") or len(view.shape(node)) != 4:
         return node
     expanded = node.args[0]

@@ -1,6 +1,7 @@
 """Reads attention that is written out: matmul, scale, soft cap, mask, softmax, dropout, matmul."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -30,7 +31,8 @@ def read_eager(node: fx.Node) -> Eager | None:
     pair = operands(node, "matmul")
     if pair is None or not isinstance(pair[1], fx.Node):
         return None
-    weights, v = pair
+    weights: Any = pair[0]
+    v = pair[1]
     nodes = [node]
     while is_method(weights, "to", "type_as", "float"):
         nodes.append(weights)
@@ -48,13 +50,14 @@ def read_eager(node: fx.Node) -> Eager | None:
     k = product[1].args[0]
     if not isinstance(k, fx.Node) or set(product[1].args[1:]) not in ({2, 3}, {-1, -2}):
         return None
+    assert isinstance(scores, fx.Node)
     nodes += [scores, product[1]]
     return Eager(
         node, product[0], k, v, mask, scale if scale is not None else 1.0, 0.0, softcap, tuple(nodes)
     )
 
 
-def _take_mask(scores: object, nodes: list[fx.Node]) -> tuple[object, fx.Node | None]:
+def _take_mask(scores: Any, nodes: list[fx.Node]) -> tuple[object, fx.Node | None]:
     pair = operands(scores, "add")
     if pair is None or not all(isinstance(each, fx.Node) for each in pair):
         return scores, None

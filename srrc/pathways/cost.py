@@ -1,7 +1,7 @@
 """Costs of single nodes and of regions, over the symbols of the graph.
 
-FLOPs are those of contractions (linears, matrix products, attention, convolutions), a multiply-add counting as
-two and a causal mask as nothing saved, which is how torch's own FlopCounterMode counts. Pointwise work is taken
+FLOPs are those of contractions (linears, matrix products, attention, convolutions). A multiply-add counts as
+two and a causal mask as nothing saved, which is how torch's own FlopCounterMode counts. Pointwise work counts
 as fused into them: it costs neither FLOPs nor bytes here.
 """
 
@@ -61,7 +61,7 @@ def linear_cost(view: GraphView, linears: tuple[Linear, ...]) -> Cost:
 
 
 def attention_cost(view: GraphView, q: fx.Node, k: fx.Node, v: fx.Node) -> Cost:
-    """Scores and weighted sum of q [..., H, Q, D] over k, v [..., Hkv, S, D]: 2 H Q S (D + Dv) a batch row."""
+    """Scores and weighted sum of q [B, H, Q, D] over k, v [B, Hkv, S, D]: 2 B H Q S (D + Dv)."""
     *lead, queries, depth = view.shape(q)
     keys, width = view.shape(v)[-2:]
     pairs = sympy.prod(lead) * queries * keys

@@ -1,7 +1,7 @@
 """What the nodes of a graph write to: Dynamo's graph is not functional, and a cache update has no users.
 
-Everything here errs on the side of caution: an operator that is not known to make fresh storage may alias all of
-its inputs.
+Everything here errs on the side of caution: an operator that is not known to make fresh storage may alias all
+of its inputs.
 """
 
 import functools
@@ -11,138 +11,28 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
 _IN_PLACE_OPERATORS = frozenset(
     getattr(operator, name)
-    for name in (
-        "iadd",
-        "isub",
-        "imul",
-        "itruediv",
-        "ifloordiv",
-        "imod",
-        "ipow",
-        "imatmul",
-        "iand",
-        "ior",
-        "ixor",
-    )
+    for name in _words("iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift")
 )
 
-_FRESH_FUNCTIONS = frozenset(
-    [
-        "abs",
-        "adaptive_avg_pool2d",
-        "add",
-        "addmm",
-        "all",
-        "any",
-        "arange",
-        "argmax",
-        "argmin",
-        "avg_pool2d",
-        "baddbmm",
-        "batch_norm",
-        "bmm",
-        "cat",
-        "clamp",
-        "conv1d",
-        "conv2d",
-        "conv3d",
-        "cos",
-        "cumsum",
-        "div",
-        "embedding",
-        "empty",
-        "empty_like",
-        "eq",
-        "erf",
-        "exp",
-        "floordiv",
-        "full",
-        "full_like",
-        "gather",
-        "ge",
-        "gelu",
-        "group_norm",
-        "gt",
-        "histc",
-        "invert",
-        "isin",
-        "layer_norm",
-        "le",
-        "linear",
-        "log",
-        "logical_and",
-        "logical_not",
-        "logical_or",
-        "lt",
-        "matmul",
-        "max",
-        "maximum",
-        "mean",
-        "min",
-        "minimum",
-        "mm",
-        "mod",
-        "mul",
-        "ne",
-        "neg",
-        "not_",
-        "ones",
-        "ones_like",
-        "or_",
-        "and_",
-        "xor",
-        "outer",
-        "pad",
-        "pow",
-        "relu",
-        "repeat_interleave",
-        "rms_norm",
-        "rsqrt",
-        "rsub",
-        "scaled_dot_product_attention",
-        "sigmoid",
-        "silu",
-        "sin",
-        "softmax",
-        "softplus",
-        "sort",
-        "sqrt",
-        "stack",
-        "sub",
-        "sum",
-        "tanh",
-        "tensor",
-        "topk",
-        "tril",
-        "triu",
-        "truediv",
-        "where",
-        "zeros",
-        "zeros_like",
-    ]
-)
-_FRESH_METHODS = _FRESH_FUNCTIONS | frozenset(
-    [
-        "argsort",
-        "clone",
-        "cumprod",
-        "index_select",
-        "masked_fill",
-        "new_empty",
-        "new_full",
-        "new_ones",
-        "new_tensor",
-        "new_zeros",
-        "norm",
-        "repeat",
-        "roll",
-        "scatter",
-        "square",
-        "var",
-    ]
-)
+_FRESH_FUNCTIONS = _words("""
+    abs adaptive_avg_pool2d add addmm all and_ any arange argmax argmin avg_pool2d baddbmm batch_norm bmm
+    cat clamp conv1d conv2d conv3d cos cumsum div embedding empty empty_like eq erf exp floordiv full
+    full_like gather ge gelu group_norm gt histc invert isin layer_norm le linear log logical_and
+    logical_not logical_or lt matmul max maximum mean min minimum mm mod mul ne neg not_ ones ones_like
+    or_ outer pow relu repeat_interleave rms_norm rsqrt rsub scaled_dot_product_attention sigmoid silu sin
+    softmax softplus sort sqrt stack sub sum tanh tensor topk tril triu truediv where xor zeros zeros_like
+""")
+_FRESH_METHODS = _FRESH_FUNCTIONS | _words("""
+    argsort clone cumprod index_select masked_fill new_empty new_full new_ones new_tensor new_zeros norm
+    repeat roll scatter square var
+""")
 
 _INTERPRETER_STATE = (
     "torch._functorch",
@@ -207,9 +97,9 @@ def _schema_writes(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) 
 
 
 def _schemas(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> list[torch.FunctionSchema]:
-    if isinstance(target, torch._ops.OpOverload):
-        return [target._schema]
-    return [getattr(target, name)._schema for name in target.overloads()]
+    names = [] if isinstance(target, torch._ops.OpOverload) else target.overloads()  # type: ignore[no-untyped-call]
+    overloads = [getattr(target, name) for name in names] or [target]
+    return [overload._schema for overload in overloads]  # noqa: SLF001
 
 
 def makes_fresh_storage(node: fx.Node) -> bool:
@@ -236,7 +126,7 @@ def aliased_arguments(node: fx.Node) -> list[fx.Node]:
 
 
 def changes_interpreter(node: fx.Node) -> bool:
-    """Whether `node` changes the state of the interpreter (vmap level, gradient mode), so that order matters."""
+    """Whether `node` changes the state of the interpreter (vmap level, gradient mode): order matters."""
     if node.op != "call_function" or isinstance(node.meta.get("example_value"), torch.Tensor):
         return False
     module = getattr(node.target, "__module__", "") or ""
@@ -272,7 +162,7 @@ class Storage:
         return self.root(node) in self.writers
 
     def writes_outside(self, node: fx.Node) -> bool:
-        """Whether `node` may write to what lives on after the graph: an input, or storage the graph hands out."""
+        """Whether `node` may write to what outlives the graph: an input, or storage that is handed out."""
         return any(self.root(target) in self._lasting for target in written_arguments(node))
 
     @functools.cached_property

@@ -1,15 +1,13 @@
 """Experts of a mixture: an expert that the router gives next to no weight need not run.
 
 Found: two products of grouped rows (`grouped_mm` and its kin) over one parameter of matrices each, with an
-activation between them, under a `topk`. Mixtures that loop over their experts break Dynamo's graph at the data
-dependent sizes; there the experts show up as plain MLPs, one graph each.
+activation between them, under a `topk`.
 """
 
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import fx
 
 from srrc.pathways.activation import read_activation
@@ -17,7 +15,7 @@ from srrc.pathways.base import Bypass, Linear, Pathway
 from srrc.pathways.cost import region_cost
 from srrc.pathways.graph_view import GraphView
 from srrc.pathways.linear import read_linear
-from srrc.pathways.patterns import grouped_product, is_method, operands
+from srrc.pathways.patterns import argument, called_name, grouped_product, is_method, operands
 from srrc.reasons import Reason, Refusal
 
 
@@ -48,7 +46,7 @@ class Experts:
 
 
 def find(view: GraphView) -> Iterator[Pathway | Refusal]:
-    """One pathway for each mixture of experts; a refusal for each grouped product that is not the second of two."""
+    """One pathway for each mixture of experts; a refusal for each grouped product that fits no mixture."""
     matched: set[fx.Node] = set()
     for node in view.nodes:
         if grouped_product(node) is None:
@@ -86,23 +84,24 @@ def _match(view: GraphView, second: fx.Node) -> Experts | Refusal | None:
         if gate_up is None or down is None:
             return Refusal(second.name, "expert", Reason.NOT_A_PARAMETER, "the experts' weights")
         if activation.name is None:
-            return Refusal(view.fqn(gate_up), "expert", Reason.UNKNOWN_ACTIVATION)
-        choices = [n for n in view.nodes if n.target in {torch.topk, "topk"} and view.depends(first, n)]
-        if not choices:
+            return Refusal(
+                view.fqn(gate_up), "expert", Reason.UNKNOWN_ACTIVATION, called_name(activation.nodes[0])
+            )
+        choices = [n for n in view.nodes if called_name(n) == "topk" and view.depends(first, n)]
+        top_k = argument(choices[-1], 1, "k") if choices else None
+        if not isinstance(top_k, int):
             return Refusal(
                 view.fqn(gate_up), "expert", Reason.UNKNOWN_STRUCTURE, "no topk chooses the experts"
             )
-        topk = choices[-1]
-        top_k = topk.args[1] if len(topk.args) > 1 else topk.kwargs.get("k")
         return Experts(
             _uncast(operands_of_first[0]),
             first,
             second,
             gate_up,
             down,
-            _router(view, topk),
-            topk,
-            int(top_k),
+            _router(view, choices[-1]),
+            choices[-1],
+            top_k,
             int(view.shape(gate_up)[0]),
             activation.name,
             other is not None,
@@ -131,8 +130,7 @@ def _source(node: object) -> fx.Node | None:
 
 def _router(view: GraphView, topk: fx.Node) -> Linear | None:
     above = [n for n in view.nodes[: view.order[topk]] if view.depends(topk, n)]
-    linear = next((found for n in reversed(above) if isinstance(found := read_linear(view, n), Linear)), None)
-    return linear
+    return next((found for n in reversed(above) if isinstance(found := read_linear(view, n), Linear)), None)
 
 
 def _pathway(view: GraphView, site: Experts) -> Pathway:

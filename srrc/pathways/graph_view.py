@@ -3,6 +3,7 @@
 import functools
 import operator
 from collections.abc import Iterable, Iterator, Mapping
+from typing import cast
 
 import networkx as nx
 import sympy
@@ -17,7 +18,7 @@ SINK = "sink"
 
 
 def size(value: object) -> sympy.Expr:
-    """One dimension as a sympy expression: an int, or the SymInt's own expression over the graph's symbols."""
+    """One dimension as a sympy expression: a number, or the SymInt's own over the graph's symbols."""
     if isinstance(value, torch.SymInt):
         return value.node.expr
     return sympy.Integer(int(value))  # type: ignore[call-overload]
@@ -159,7 +160,7 @@ class GraphView:
 
     @functools.cached_property
     def _main(self) -> set[fx.Node]:
-        """Nodes that some later contraction depends on, and the contractions; the rest leads out of the graph."""
+        """The contractions and all that they depend on; the rest only leads out of the graph."""
         main: set[fx.Node] = set()
         for node in reversed(self.nodes):
             if node in main or is_contraction(node):
@@ -174,7 +175,8 @@ class GraphView:
         hidden states) are left out: they are bookkeeping, and would hide every branch behind them.
         """
         flow: nx.DiGraph[fx.Node | str] = nx.DiGraph()
-        flow.add_nodes_from([SINK, *self.nodes])
+        flow.add_node(SINK)
+        flow.add_nodes_from(self.nodes)
         readers: dict[fx.Node, list[fx.Node]] = {node: [] for node in self.nodes}
         for node in self.nodes:
             for source in self.sources[node]:
@@ -190,11 +192,11 @@ class GraphView:
         parents = nx.immediate_dominators(self.flow.reverse(copy=False), SINK)
         children: dict[fx.Node | str, list[fx.Node | str]] = {}
         for node, parent in parents.items():
-            if node not in {parent, SINK}:
+            if parent != node:
                 children.setdefault(parent, []).append(node)
         times: dict[fx.Node | str, tuple[int, int]] = {}
-        clock = 0
-        stack: list[tuple[fx.Node | str, Iterator[fx.Node | str], int]] = [(SINK, iter(children[SINK]), 0)]
+        clock, root = 0, cast("fx.Node | str", SINK)
+        stack: list[tuple[fx.Node | str, Iterator[fx.Node | str], int]] = [(root, iter(children[root]), 0)]
         while stack:
             node, rest, entered = stack[-1]
             child = next(rest, None)

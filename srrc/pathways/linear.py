@@ -15,7 +15,8 @@ from srrc.reasons import Reason, Refusal
 def read_linear(view: GraphView, node: object) -> Linear | Refusal | None:
     """The linear map that `node` computes; a refusal where its weight is no parameter; None if it is none.
 
-    Read are `linear(x, W)` and `linear(x, W.t())` (Conv1D), which is what `normalise` leaves, and `addmm(b, x, W)`.
+    Read are `linear(x, W)` and `linear(x, W.t())` (Conv1D), which is what `normalise` leaves, and
+    `addmm(b, x, W)`.
     """
     if not isinstance(node, fx.Node) or node.op != "call_function":
         return None

@@ -1,7 +1,7 @@
 """Neurons of an MLP: a neuron whose activation is small needs neither its up row nor its down row.
 
-Found: `down(act(gate(x)) * up(x))`, with gate and up in two linears or the halves of one, and `down(act(up(x)))`,
-where nothing outside reads an intermediate value.
+Found: `down(act(gate(x)) * up(x))`, with gate and up two linears or the halves of one, and
+`down(act(up(x)))`, where nothing outside reads an intermediate value.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from srrc.pathways.base import Bypass, Linear, Pathway
 from srrc.pathways.cost import linear_cost
 from srrc.pathways.graph_view import GraphView
 from srrc.pathways.linear import read_linear, read_slice
-from srrc.pathways.patterns import operands
+from srrc.pathways.patterns import called_name, operands
 from srrc.reasons import Reason, Refusal
 
 
@@ -36,7 +36,7 @@ class Mlp:
 
 
 def find(view: GraphView) -> Iterator[Pathway | Refusal]:
-    """One pathway for each MLP; a refusal for each that has an unknown activation or an intermediate reader."""
+    """One pathway for each MLP; a refusal for an unknown activation, another reader, a computed weight."""
     for node in view.nodes:
         down = read_linear(view, node)
         if down is None:
@@ -78,8 +78,7 @@ def _build(
     if isinstance(down, Refusal):
         return Refusal(first.fqn, "neuron", down.reason, down.detail)
     if activation.name is None:
-        target = activation.nodes[-1].target
-        detail = str(getattr(target, "__name__", target))
+        detail = called_name(activation.nodes[0])
         return Refusal(first.fqn, "neuron", Reason.UNKNOWN_ACTIVATION, detail)
     cutters = [*(gate[1] if gate else ()), *up[1]]
     nodes = view.in_order([first.node, up[0].node, *cutters, *activation.nodes, *product, down.node])

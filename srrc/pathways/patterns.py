@@ -26,9 +26,10 @@ CANONICAL: dict[str, Callable[..., Any]] = {
 }
 """The one spelling of each operator that `normalise` leaves, by the name finders use for it."""
 
-CONTRACTIONS = frozenset(
-    "addmm baddbmm bmm conv1d conv2d conv3d einsum linear matmul mm scaled_dot_product_attention".split()
-)
+CONTRACTIONS = frozenset({
+    "addmm", "baddbmm", "bmm", "conv1d", "conv2d", "conv3d", "einsum", "linear", "matmul", "mm",
+    "scaled_dot_product_attention",
+})  # fmt: skip
 """Names of the operators that multiply and sum: where nearly all of a model's work is."""
 
 _VIEWS = frozenset(
@@ -36,11 +37,16 @@ _VIEWS = frozenset(
 )
 
 
+def called_name(node: fx.Node) -> str:
+    """Name of the function or method that `node` calls, without its module; empty for other nodes."""
+    if node.op == "call_method":
+        return str(node.target)
+    return str(getattr(node.target, "__name__", "")) if node.op == "call_function" else ""
+
+
 def is_contraction(node: fx.Node) -> bool:
     """Whether `node` multiplies matrices, convolves or attends."""
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    called = node.op in {"call_function", "call_method"}
-    return called and (name in CONTRACTIONS or grouped_product(node) is not None)
+    return called_name(node) in CONTRACTIONS or grouped_product(node) is not None
 
 
 def is_call(node: object, name: str) -> bool:

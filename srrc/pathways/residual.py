@@ -1,8 +1,8 @@
 """Residual branches: a branch that adds next to nothing to the stream need not run.
 
-Found: a sum of equal shapes in which one term depends on another, read through casts and reshapes. What the first
-alone leads to (its post-dominated region, down to the stream) is the branch; leaving it out leaves the stream as
-it is. Sums of several terms (parallel attention and MLP) give one branch a term.
+Found: a sum of equal shapes in which one term depends on another, read through casts and reshapes. All that
+leads to the first term alone (the region it post-dominates, up to the stream) is the branch; leaving it out
+leaves the stream as it is. Sums of several terms (parallel attention and MLP) give one branch a term.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from torch import fx
 
 from srrc.pathways.base import Bypass, Pathway
 from srrc.pathways.cost import node_cost, region_cost
-from srrc.pathways.effects import changes_interpreter
+from srrc.pathways.effects import changes_interpreter, written_arguments
 from srrc.pathways.graph_view import GraphView
 from srrc.pathways.patterns import operands, through_views
 from srrc.reasons import Reason, Refusal
@@ -22,12 +22,12 @@ from srrc.reasons import Reason, Refusal
 class Branch:
     """`add` = stream + `exit`, and `exit` is computed from `entry`.
 
-    entry:  the one value on the stream's side that the branch reads (the stream, or a norm shared by branches)
+    entry:  the value on the stream's side that the branch reads (the stream, or a norm that branches share)
     exit:   the branch's value
     add:    the sum it goes into
     stream: the term that goes on when the branch is left out
-    kept:   nodes of the branch that must run all the same: what they compute is also handed out or stored (keys
-            and values for the cache). The pathway's `nodes` and `cost` leave them out.
+    kept:   nodes of the branch that must run all the same: what they compute is also handed out or stored
+            (keys and values for the cache). The pathway's `nodes` and `cost` leave them out.
     """
 
     entry: fx.Node
@@ -38,7 +38,7 @@ class Branch:
 
 
 def find(view: GraphView) -> Iterator[Pathway | Refusal]:
-    """One pathway for each branch over at least one weight matrix; refusals for branches that cannot be cut out."""
+    """One pathway for each branch over weight matrices; refusals for branches that cannot be cut out."""
     for node in view.nodes:
         if not _is_sum(view, node) or _continues(view, node):
             continue
@@ -81,12 +81,12 @@ def _terms(view: GraphView, add: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
             yield operand, add
 
 
-def _region(view: GraphView, exit: fx.Node, stream: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
-    """(what depends on `stream` or on weights and leads to `exit` alone, what of the stream's side that reads)."""
-    region, frontier, stack = {exit}, set[fx.Node](), [exit]
+def _region(view: GraphView, end: fx.Node, stream: fx.Node) -> tuple[set[fx.Node], set[fx.Node]]:
+    """(what depends on `stream` or on weights and leads to `end` alone, what it reads of the stream)."""
+    region, frontier, stack = {end}, set[fx.Node](), [end]
     while stack:
         for source in view.sources[stack.pop()]:
-            private = source is not stream and view.post_dominates(exit, source)
+            private = source is not stream and view.post_dominates(end, source)
             if source in region or source.op in {"placeholder", "get_attr"}:
                 continue
             if private and (view.depends(source, stream) or source in view.constants):
@@ -104,36 +104,50 @@ def _contracts(view: GraphView, nodes: set[fx.Node]) -> bool:
     return any(node_cost(view, node).flops != 0 for node in nodes)
 
 
-def _branch(view: GraphView, exit: fx.Node, add: fx.Node, stream: fx.Node) -> Pathway | Refusal | None:
+def _branch(view: GraphView, end: fx.Node, add: fx.Node, stream: fx.Node) -> Pathway | Refusal | None:
     base = through_views(stream)
-    region, frontier = _region(view, exit, base)
+    region, frontier = _region(view, end, base)
     if not _contracts(view, region):
         return None
     place = view.parameters_of(region)[0]
-    escapes = {n for n in region if n is not exit and any(user not in region for user in n.users)}
+    escapes = {n for n in region if n is not end and any(user not in region for user in n.users)}
     escapes |= {n for n in region if view.storage.writes_outside(n)}
-    if any(user is not add for user in exit.users):
-        escapes.add(exit)
+    if any(user is not add for user in end.users):
+        escapes.add(end)
     kept = {n for n in region if any(view.depends(escape, n) for escape in escapes)}
     nodes = view.in_order(region - kept)
-    if exit in kept or not _contracts(view, set(nodes)):
-        return Refusal(place, "residual", Reason.USED_ELSEWHERE, f"{exit.name} is also read outside the sum")
-    between = view.nodes[view.order[nodes[0]] : view.order[exit]]
+    if end in kept or not _contracts(view, set(nodes)):
+        return Refusal(place, "residual", Reason.USED_ELSEWHERE, f"{end.name} is also read outside the sum")
+    between = view.nodes[view.order[nodes[0]] : view.order[end]]
     state = next((n for n in between if changes_interpreter(n)), None)
     if state is not None:
         return Refusal(place, "residual", Reason.INTERPRETER_STATE, state.name)
+    writer = _overwrites(view, nodes, between)
+    if writer is not None:
+        return Refusal(place, "residual", Reason.WRITTEN_BETWEEN, writer.name)
     return Pathway(
         kind="residual",
         place=place,
-        site=Branch(frontier.pop() if len(frontier) == 1 else base, exit, add, stream, view.in_order(kept)),
+        site=Branch(frontier.pop() if len(frontier) == 1 else base, end, add, stream, view.in_order(kept)),
         nodes=nodes,
         inputs=view.inputs_of(nodes),
-        output=exit,
+        output=end,
         weights=view.parameters_of(nodes),
         units=1,
         cost=region_cost(view, nodes),
         bypass=Bypass.IDENTITY,
     )
+
+
+def _overwrites(view: GraphView, nodes: tuple[fx.Node, ...], between: tuple[fx.Node, ...]) -> fx.Node | None:
+    """A node outside the branch that writes to what the branch has read: the branch cannot move past it."""
+    inside, read = set(nodes), set[fx.Node]()
+    for node in between:
+        if node in inside:
+            read.update(view.storage.root(source) for source in node.all_input_nodes)
+        elif any(view.storage.root(target) in read for target in written_arguments(node)):
+            return node
+    return None
 
 
 def _near_miss(view: GraphView, terms: list[fx.Node]) -> Iterator[Refusal]:
@@ -154,11 +168,11 @@ def _near_miss(view: GraphView, terms: list[fx.Node]) -> Iterator[Refusal]:
                 starts[source] = term
 
 
-def _closure(view: GraphView, exit: fx.Node) -> set[fx.Node]:
-    region, stack = {exit}, [exit]
+def _closure(view: GraphView, end: fx.Node) -> set[fx.Node]:
+    region, stack = {end}, [end]
     while stack:
         for source in view.sources[stack.pop()]:
-            if source.op != "placeholder" and source not in region and view.post_dominates(exit, source):
+            if source.op != "placeholder" and source not in region and view.post_dominates(end, source):
                 region.add(source)
                 stack.append(source)
     return region

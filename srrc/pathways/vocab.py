@@ -1,7 +1,7 @@
 """The vocabulary head: coarse logits choose the blocks of tokens that deserve exact ones.
 
-Found: a linear with at least four times more outputs than inputs, whose value reaches the graph's output and no
-other contraction on the way. Logit scaling, soft caps and slices may follow it.
+Found: a linear with at least four times as many outputs as inputs, whose value reaches the graph's output and
+no other contraction on the way. Logit scaling, soft caps and slices may follow it.
 """
 
 from collections.abc import Iterator
