@@ -1,6 +1,7 @@
 """Models in the format of transformers: from a directory, or from the hub by id."""
 
 import contextlib
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,14 +49,18 @@ def import_transformers() -> Any:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Keep transformers' progress bars and notices off standard error inside the block."""
+    """Keep transformers' progress bars and notices, and the hub's, off standard error inside the block."""
     log = import_transformers().utils.logging
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)
     verbosity, bars = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
     log.disable_progress_bar()
     try:
         yield
     finally:
+        hub.setLevel(hub_level)
         log.set_verbosity(verbosity)
         if bars:
             log.enable_progress_bar()

@@ -73,8 +73,8 @@ class NanoGuard(nn.Module):
         length = input_ids.shape[1]
         rotary = self.cos[:length], self.sin[:length]
         embedded = x = _rms(self.transformer["wte"](input_ids))  # [B, S, D]
-        for keep, add, block in zip(self.resid_lambdas, self.x0_lambdas, self.transformer["h"], strict=True):
-            x = block(keep * x + add * embedded, rotary)
+        for at, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type]
+            x = block(self.resid_lambdas[at] * x + self.x0_lambdas[at] * embedded, rotary)
         x = _rms(x)
         weight = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         weight = weight.to(x.dtype).unsqueeze(-1)

@@ -44,8 +44,8 @@ def domains() -> list[str]:
 def split(domain: str, part: Part) -> list[str]:
     """The texts of one part of a domain, in a fixed order.
 
-    Every second text is held out. Paragraphs that occur twice in a domain are kept only where they come first,
-    so that no paragraph is in both parts.
+    Every second text is held out. Paragraphs that occur twice in a domain are kept where they come first, so
+    that no paragraph is in both parts.
     Raises OptionError for an unknown domain or part, ModelError where the text cannot be fetched.
     """
     if domain not in _SOURCES:

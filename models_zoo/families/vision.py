@@ -66,7 +66,7 @@ class _ResNet(nn.Module):
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         h = self.blocks(self.stem(pixel_values))  # [B, C, H/2, W/2]
-        return self.head(h).mean(dim=(2, 3))  # type: ignore[no-any-return]
+        return self.head(h).mean(dim=(2, 3))
 
 
 def _draw_image(model: nn.Module, generator: torch.Generator, batch: int, length: int) -> dict[str, Tensor]:

@@ -1,0 +1,5 @@
+"""`python -m srrc` is `srrc`."""
+
+from srrc.cli import main
+
+main()

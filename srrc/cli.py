@@ -1,0 +1,292 @@
+"""The shell door: `srrc calibrate | explain | bench | generate | cache | optimize`.
+
+Exit code 0: done. 2: what was asked cannot be done, with one line on standard error that says why. 1:
+anything else, with a traceback.
+
+With `--json`, standard output carries one JSON value and nothing else.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from srrc.errors import CacheError, OptionError, SrrError
+
+
+class _OneLine(TyperGroup):
+    """A group of commands whose `SrrError`s end in one line and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SrrError as error:
+            typer.echo(f"srrc: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_OneLine,
+    help="Semantic Relevance Router compiler: compute only what matters for the input at hand.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Model = Annotated[
+    str, typer.Argument(help="a name of the zoo, a Hugging Face directory or hub id, or module:factory")
+]
+Json = Annotated[bool, typer.Option("--json", help="print one JSON value")]
+Budget = Annotated[str | None, typer.Option(help="fraction of the dense cost that may be spent, in (0, 1]")]
+MaxDrift = Annotated[str | None, typer.Option(help="largest KL from the dense model, in nats a token")]
+ProfilePath = Annotated[Path | None, typer.Option("--profile", help="a profile made by `srrc calibrate`")]
+Dtype = Annotated[str, typer.Option(help="float32 or bfloat16")]
+Prompt = Annotated[str, typer.Option(help="text to continue")]
+
+_PROMPT = "What is the capital of France, and what is it known for?"
+
+
+@app.command()
+def generate(
+    model: Model,
+    prompt: Prompt = _PROMPT,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="how many tokens to write")] = 64,
+    backend: Annotated[str, typer.Option(help="eager, inductor, inductor-frozen or srr")] = "srr",
+    budget: Budget = None,
+    max_drift: MaxDrift = None,
+    profile: ProfilePath = None,
+    dtype: Dtype = "float32",
+    raw: Annotated[bool, typer.Option(help="leave out the chat template")] = False,
+    as_json: Json = False,
+) -> None:
+    """Let a model continue a prompt, and say how fast and how far from dense."""
+    from srrc.bench import generation
+
+    options = _options(budget, max_drift, profile)
+    loaded, tokenizer = _load(model, dtype)
+    with _status(f"compiling {model} for {backend}"):
+        made = generation.generate(
+            loaded,
+            tokenizer,
+            prompt,
+            backend=backend,
+            options=options,
+            max_new_tokens=max_new_tokens,
+            raw=raw,
+        )
+    if as_json:
+        _print_json(dataclasses.asdict(made))
+        return
+    typer.echo(made.text)
+    Console(stderr=True).print(
+        f"{made.decode_tokens_per_s:.1f} tokens/s, first token after {1000 * made.prefill_s:.0f} ms, "
+        f"compiled in {made.compile_s:.1f} s, drift {made.kl:.2g} nats a token"
+    )
+
+
+@app.command()
+def calibrate(
+    model: Model,
+    out: Annotated[Path, typer.Option("--out", "-o", help="where to write the profile")],
+    domain: Annotated[
+        list[str] | None, typer.Option(help="a domain of text of the zoo; may be given again")
+    ] = None,
+    text: Annotated[list[Path] | None, typer.Option(help="a file of text; may be given again")] = None,
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """Measure what each gate of a model is worth on some text, and write a profile."""
+    import srrc
+
+    texts = _texts(domain or [], text or [])
+    if not out.parent.is_dir():
+        raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
+    loaded, tokenizer = _load(model, dtype)
+    profile = srrc.calibrate(loaded, tokenizer, texts)
+    profile.save(out)
+    if as_json:
+        _print_json({"profile": str(out), "gates": len(profile.gates)})
+    else:
+        typer.echo(f"{out}: {len(profile.gates)} gates")
+
+
+@app.command()
+def explain(
+    model: Model,
+    prompt: Prompt = _PROMPT,
+    budget: Budget = None,
+    max_drift: MaxDrift = None,
+    profile: ProfilePath = None,
+    dtype: Dtype = "float32",
+    as_json: Json = False,
+) -> None:
+    """List every pathway of a model: kind, place, cost, relevance per cost, decision, and why not."""
+    import srrc
+    from srrc.bench import generation
+
+    options = _options(budget, max_drift, profile)
+    loaded, tokenizer = _load(model, dtype)
+    with _status(f"compiling {model}"):
+        generation.run_once(loaded, tokenizer, prompt, options)
+    report = srrc.explain(loaded)
+    if as_json:
+        _print_json(report.to_dict())
+    else:
+        typer.echo(str(report))
+
+
+@app.command()
+def bench(
+    model: Model,
+    json_path: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    profile: ProfilePath = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """Measure eager, inductor, and srr exact and at budgets, against each other."""
+    from srrc.bench import run
+
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+    run.bench(model, json_path=json_path, profile=profile, dtype=dtype)
+
+
+@app.command()
+def cache(
+    clear: Annotated[bool, typer.Option(help="remove what was compiled")] = False,
+    models: Annotated[bool, typer.Option(help="with --clear: the fetched models too")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what the cache on disk holds, or clear it."""
+    from srrc.paths import cache_root
+
+    root = cache_root()
+    rooms = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if clear:
+        for room in rooms:
+            if models or room.name != "zoo":
+                _remove(room)
+        rooms = [room for room in rooms if room.is_dir()]
+    sizes = {room.name: _size(room) for room in rooms}
+    if as_json:
+        _print_json({"folder": str(root), "bytes": sizes})
+        return
+    typer.echo(str(root))
+    for name, size in sizes.items():
+        typer.echo(f"  {name:<12} {size / 1e6:10.1f} MB")
+
+
+@app.command()
+def optimize(model: Model) -> None:
+    """Write a model as ONNX with conditional subgraphs (not yet)."""
+    raise SrrError(
+        f"cannot optimize {model!r}: the ONNX backend is not built yet; use `srrc generate --backend srr`"
+    )
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Argument(help="as for generate")] = "smollm2-135m",
+    prompt: Prompt = _PROMPT,
+    max_new_tokens: Annotated[int, typer.Option(min=2, help="how many tokens to write")] = 64,
+    budget: Annotated[str, typer.Option(help="for the routed variant, which needs --profile")] = "0.6",
+    profile: ProfilePath = None,
+    dtype: Dtype = "float32",
+) -> None:
+    """One answer under eager, inductor and srr, side by side."""
+    from srrc.bench.demo import demo_table, run_demo
+
+    _options(budget if profile else None, None, profile)
+    _load(model, dtype)  # fetch it, and fail on it, once
+    rows = []
+    with _status("asking each backend in a process of its own; compiling takes minutes"):
+        for name, row in run_demo(
+            model,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            budget=budget,
+            profile=str(profile) if profile else None,
+            dtype=dtype,
+        ):
+            Console().print(f"[bold]{name}[/]: ", end="")
+            Console().print(row["text"], markup=False, highlight=False)
+            rows.append((name, row))
+    Console().print(demo_table(rows))
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    # As under `python -m`, a module:factory of the working directory can be named; last, to shadow nothing.
+    sys.path.append("")
+    app()
+
+
+def _load(name: str, dtype: str) -> tuple[Any, Any]:
+    import torch
+
+    from srrc import models_zoo
+
+    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise OptionError(f"no dtype {dtype!r}; known: {', '.join(dtypes)}")
+    with _status(f"loading {name}"):
+        return models_zoo.load(name, dtype=dtypes[dtype])
+
+
+def _options(budget: str | None, max_drift: str | None, profile: Path | None) -> Mapping[str, object]:
+    """The options that were given, checked before anything is loaded."""
+    from srrc.options import parse_options
+
+    given = {"budget": _number(budget), "max_drift": _number(max_drift), "profile": profile}
+    options = {name: value for name, value in given.items() if value is not None}
+    parse_options(options)
+    if profile is not None and not profile.is_file():
+        raise OptionError(f"no profile at {profile}; make one with `srrc calibrate`")
+    return options
+
+
+def _number(text: str | None) -> float | str | None:
+    """The number that a text spells, else the text itself, for the options to refuse by name."""
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
+def _texts(domains: list[str], files: list[Path]) -> list[str]:
+    from srrc.models_zoo import texts
+
+    found = [
+        text for name in domains or ([] if files else ["docs"]) for text in texts.split(name, "calibration")
+    ]
+    for path in files:
+        try:
+            found.append(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise OptionError(f"cannot read {path} as text: {error}") from error
+    return found
+
+
+def _status(message: str) -> Any:
+    return Console(stderr=True).status(message)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, default=str))
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise CacheError(f"cannot remove {folder}: {error.strerror}") from error
