@@ -73,7 +73,9 @@ class NanoGuard(nn.Module):
         length = input_ids.shape[1]
         rotary = self.cos[:length], self.sin[:length]
         embedded = x = _rms(self.transformer["wte"](input_ids))  # [B, S, D]
-        for at, block in enumerate(self.transformer["h"]):  # type: ignore[arg-type]
+        layers = self.transformer["h"]
+        assert isinstance(layers, nn.ModuleList)
+        for at, block in enumerate(layers):
             x = block(self.resid_lambdas[at] * x + self.x0_lambdas[at] * embedded, rotary)
         x = _rms(x)
         weight = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -85,9 +85,10 @@ def generate(
         _print_json(dataclasses.asdict(made))
         return
     typer.echo(made.text)
-    Console(stderr=True).print(
+    typer.echo(
         f"{made.decode_tokens_per_s:.1f} tokens/s, first token after {1000 * made.prefill_s:.0f} ms, "
-        f"compiled in {made.compile_s:.1f} s, drift {made.kl:.2g} nats a token"
+        f"compiled in {made.compile_s:.1f} s, drift {made.kl:.2g} nats a token",
+        err=True,
     )
 
 

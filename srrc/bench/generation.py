@@ -196,7 +196,8 @@ def _drift(model: Any, inputs: dict[str, Tensor], run: _Run) -> float:
         # `forward` is the model as it was: compilation in place replaces only the call.
         dense = model.forward(input_ids=ids, use_cache=False).logits[0, inputs["input_ids"].shape[1] - 1 : -1]
     log_dense, log_run = dense.float().log_softmax(-1), run.logits.log_softmax(-1)
-    return float((log_dense.exp() * (log_dense - log_run)).sum(-1).mean())
+    # A KL is not negative; rounding can be.
+    return max(0.0, float((log_dense.exp() * (log_dense - log_run)).sum(-1).mean()))
 
 
 def _stats(model: nn.Module, *, reset: bool = False) -> dict[str, Any]:
