@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from srrc.pathways.patterns import CANONICAL, called_name, is_call
+from srrc.pathways.patterns import CANONICAL, called_name, is_call, is_number
 
 Formula = str | float | tuple["Formula", ...]
 """`"x"` is the argument, a number a constant, and a tuple (operator, operands ...) a call."""
@@ -55,12 +55,14 @@ UNKNOWN = frozenset({
 class Activation:
     """`name`(x), computed by `nodes` (x excepted), the first of which has the value.
 
-    name: silu, gelu, gelu_tanh, relu, relu2 (squared), quick_gelu; or None for one of `UNKNOWN`.
+    name:   silu, gelu, gelu_tanh, relu, relu2 (squared), quick_gelu; or None where no gated op computes it
+    detail: what it is, where it has no name
     """
 
     name: str | None
     x: fx.Node
     nodes: tuple[fx.Node, ...]
+    detail: str = ""
 
 
 def read_activation(node: object) -> Activation | None:
@@ -71,7 +73,12 @@ def read_activation(node: object) -> Activation | None:
         nodes: list[fx.Node] = []
         x = _match(formula, node, None, nodes)
         if x is not None:
-            return Activation(name, x, tuple(dict.fromkeys(nodes)))
+            calls = tuple(dict.fromkeys(nodes))
+            # Under `dynamic=True` a constant may be an input, and then it is this function only by its hint.
+            open_constants = any(is_number(a) for call in calls for a in call.args if isinstance(a, fx.Node))
+            if open_constants:
+                return Activation(None, x, calls, f"{name}, if its constants stay what they are")
+            return Activation(name, x, calls)
     argument = node.args[0]
     if not isinstance(argument, fx.Node):
         return None
@@ -79,7 +86,8 @@ def read_activation(node: object) -> Activation | None:
         return Activation(
             "gelu_tanh" if node.kwargs.get("approximate") == "tanh" else "gelu", argument, (node,)
         )
-    return Activation(None, argument, (node,)) if called_name(node) in UNKNOWN else None
+    name = called_name(node)
+    return Activation(None, argument, (node,), name) if name in UNKNOWN else None
 
 
 def _match(formula: Formula, value: object, x: fx.Node | None, nodes: list[fx.Node]) -> fx.Node | None:
@@ -106,17 +114,25 @@ def _match(formula: Formula, value: object, x: fx.Node | None, nodes: list[fx.No
                 if bound is None:
                     break
             elif operand == "x":
-                if not isinstance(argument, fx.Node) or (bound is not None and bound is not argument):
+                if (
+                    not isinstance(argument, fx.Node)
+                    or is_number(argument)
+                    or (bound is not None and bound is not argument)
+                ):
                     break
                 bound = argument
-            elif not isinstance(argument, int | float) or not math.isclose(
-                argument, float(operand), rel_tol=1e-6
-            ):
+            elif not _is_constant(argument, float(operand)):
                 break
         else:
             nodes += passed
             return bound
     return None
+
+
+def _is_constant(value: object, expected: float) -> bool:
+    if isinstance(value, int | float):
+        return math.isclose(value, expected, rel_tol=1e-6)
+    return is_number(value)
 
 
 def _calls(node: fx.Node, name: str) -> bool:

@@ -43,7 +43,7 @@ class Attention:
     groups: int
     k_base: fx.Node
     v_base: fx.Node
-    softcap: float | None = None
+    softcap: float | fx.Node | None = None
 
 
 def find(view: GraphView) -> Iterator[Pathway | Refusal]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx
 
-from srrc.pathways.patterns import argument, is_call, is_method, operands, with_constant
+from srrc.pathways.patterns import argument, is_call, is_method, operands, with_number
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Eager:
     mask: fx.Node | None
     scale: float | fx.Node | None
     dropout_p: float | fx.Node
-    softcap: float | None
+    softcap: float | fx.Node | None
     nodes: tuple[fx.Node, ...]
 
 
@@ -66,8 +66,8 @@ def _take_mask(scores: Any, nodes: list[fx.Node]) -> tuple[object, fx.Node | Non
     return pair
 
 
-def _take_softcap(scores: object, nodes: list[fx.Node]) -> tuple[object, float | None]:
-    capped = with_constant(scores, "mul")
+def _take_softcap(scores: object, nodes: list[fx.Node]) -> tuple[object, float | fx.Node | None]:
+    capped = with_number(scores, "mul")
     if capped is None or not is_call(capped[0], "tanh"):
         return scores, None
     divided = operands(argument(capped[0], 0, "input"), "div")

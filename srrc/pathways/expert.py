@@ -84,9 +84,7 @@ def _match(view: GraphView, second: fx.Node) -> Experts | Refusal | None:
         if gate_up is None or down is None:
             return Refusal(second.name, "expert", Reason.NOT_A_PARAMETER, "the experts' weights")
         if activation.name is None:
-            return Refusal(
-                view.fqn(gate_up), "expert", Reason.UNKNOWN_ACTIVATION, called_name(activation.nodes[0])
-            )
+            return Refusal(view.fqn(gate_up), "expert", Reason.UNKNOWN_ACTIVATION, activation.detail)
         choices = [n for n in view.nodes if called_name(n) == "topk" and view.depends(first, n)]
         top_k = argument(choices[-1], 1, "k") if choices else None
         if not isinstance(top_k, int):

@@ -183,7 +183,8 @@ class GraphView:
                 readers[source].append(node)
         for source, nodes in readers.items():
             inner = [node for node in nodes if node in self._main]
-            flow.add_edges_from((source, node) for node in inner or nodes or [SINK])
+            targets: list[fx.Node | str] = [*(inner or nodes)]
+            flow.add_edges_from((source, target) for target in targets or [SINK])
         return flow
 
     @functools.cached_property

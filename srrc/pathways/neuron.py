@@ -14,7 +14,7 @@ from srrc.pathways.base import Bypass, Linear, Pathway
 from srrc.pathways.cost import linear_cost
 from srrc.pathways.graph_view import GraphView
 from srrc.pathways.linear import read_linear, read_slice
-from srrc.pathways.patterns import called_name, operands
+from srrc.pathways.patterns import operands
 from srrc.reasons import Reason, Refusal
 
 
@@ -78,8 +78,7 @@ def _build(
     if isinstance(down, Refusal):
         return Refusal(first.fqn, "neuron", down.reason, down.detail)
     if activation.name is None:
-        detail = called_name(activation.nodes[0])
-        return Refusal(first.fqn, "neuron", Reason.UNKNOWN_ACTIVATION, detail)
+        return Refusal(first.fqn, "neuron", Reason.UNKNOWN_ACTIVATION, activation.detail)
     cutters = [*(gate[1] if gate else ()), *up[1]]
     nodes = view.in_order([first.node, up[0].node, *cutters, *activation.nodes, *product, down.node])
     inside = set(nodes)

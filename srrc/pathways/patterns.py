@@ -71,12 +71,19 @@ def operands(node: object, name: str) -> tuple[Any, Any] | None:
     return None
 
 
-def with_constant(node: object, name: str) -> tuple[fx.Node, float] | None:
-    """(tensor, constant) where `node` is the commutative operator `name` of a node and a Python number."""
+def is_number(value: object) -> bool:
+    """Whether `value` is a Python number, or a node that computes one (under `dynamic=True` constants do)."""
+    if isinstance(value, fx.Node):
+        return isinstance(value.meta.get("example_value"), int | float | torch.SymInt | torch.SymFloat)
+    return isinstance(value, int | float)
+
+
+def with_number(node: object, name: str) -> tuple[fx.Node, Any] | None:
+    """(tensor, number) where `node` is the commutative operator `name` of a tensor and a number."""
     pair = operands(node, name)
-    for value, constant in (pair, pair[::-1]) if pair else ():
-        if isinstance(value, fx.Node) and isinstance(constant, int | float):
-            return value, float(constant)
+    for value, number in (pair, pair[::-1]) if pair else ():
+        if isinstance(value, fx.Node) and not is_number(value) and is_number(number):
+            return value, number
     return None
 
 
