@@ -1,7 +1,8 @@
 """Finds the pathways of a normalised graph: runs each kind's finder over one shared view."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from torch import fx
 
@@ -34,6 +35,17 @@ class FindPathways:
         """Look at `gm`, which must be normalised."""
         view = GraphView(gm.graph, context.fqns)
         found = [item for find in FINDERS for item in find(view)]
-        context.pathways = [item for item in found if isinstance(item, Pathway)]
+        context.pathways = _told_apart(item for item in found if isinstance(item, Pathway))
         context.refusals = [item for item in found if isinstance(item, Refusal)]
         return gm
+
+
+def _told_apart(pathways: Iterable[Pathway]) -> list[Pathway]:
+    """Places made unique within a kind: a layer that is used again (shared weights) gets `#2`, `#3` and so on."""
+    seen: Counter[tuple[str, str]] = Counter()
+    unique = []
+    for pathway in pathways:
+        seen[pathway.kind, pathway.place] += 1
+        times = seen[pathway.kind, pathway.place]
+        unique.append(replace(pathway, place=f"{pathway.place}#{times}") if times > 1 else pathway)
+    return unique

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from srrc.passes.context import Context
+from srrc.passes.inline_regions import inline_regions
 from srrc.passes.rewrite_inplace import make_functional
 from srrc.passes.rewrite_linears import unify_linears
 from srrc.passes.rewrite_noops import drop_noops
@@ -14,7 +15,7 @@ from srrc.pathways.graph_view import GraphView
 
 Rule = Callable[[GraphView], int]
 
-RULES: tuple[Rule, ...] = (unify_spelling, make_functional, drop_noops, unify_linears)
+RULES: tuple[Rule, ...] = (inline_regions, unify_spelling, make_functional, drop_noops, unify_linears)
 """Each edits the graph under the view and returns how many nodes it changed."""
 
 
@@ -22,7 +23,7 @@ RULES: tuple[Rule, ...] = (unify_spelling, make_functional, drop_noops, unify_li
 class Normalise:
     """Same values to the last bit, same aliasing, same order of side effects; twice changes nothing more.
 
-    Graphs inside the graph (checkpoint bodies, nested compile regions) are brought into the same spelling.
+    Graphs inside the graph (checkpoint bodies, branches) are brought into the same spelling too.
     """
 
     name: str = "normalise"
