@@ -41,7 +41,7 @@ class FindPathways:
 
 
 def _told_apart(pathways: Iterable[Pathway]) -> list[Pathway]:
-    """Places made unique within a kind: a layer that is used again (shared weights) gets `#2`, `#3` and so on."""
+    """Places made unique within a kind: a layer that is used again (shared weights) gets `#2`, `#3` ..."""
     seen: Counter[tuple[str, str]] = Counter()
     unique = []
     for pathway in pathways:

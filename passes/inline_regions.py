@@ -1,7 +1,7 @@
 """Puts the bodies of nested compile regions back in place, so that their pathways have nodes of their own.
 
-Dynamo shares one body between equal calls (`torch.compiler.nested_compile_region`); srrc finds equal regions by
-itself later on, and a gate belongs to one layer, not to all that look like it.
+Dynamo shares one body between equal calls (`torch.compiler.nested_compile_region`). srrc finds equal regions
+by itself later on, and a gate belongs to one layer, not to all that look like it.
 """
 
 import operator
@@ -52,7 +52,7 @@ def _inline(graph: fx.Graph, call: fx.Node, module: fx.GraphModule, arguments: t
         graph.erase_node(body)
 
 
-def _replace(graph: fx.Graph, node: fx.Node, value: object) -> None:
+def _replace(graph: fx.Graph, node: fx.Node, value: Any) -> None:
     if isinstance(value, fx.Node):
         node.replace_all_uses_with(value)
     else:

@@ -1,0 +1,112 @@
+"""Graphs as Dynamo captures them, for the tests that look at graphs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+from torch import fx, nn
+
+from srrc.passes.capture import parameter_names
+from srrc.passes.context import Context
+from srrc.passes.find_pathways import FindPathways
+from srrc.passes.normalise import Normalise
+from srrc.pathways.base import Pathway
+from srrc.pathways.graph_view import GraphView
+
+
+@dataclass
+class Captured:
+    """One graph of a model: `gm` as captured, and the arguments of its first call, as they were before it."""
+
+    gm: fx.GraphModule
+    context: Context
+    inputs: list[Any] = field(default_factory=list)
+
+    def copy(self) -> fx.GraphModule:
+        graph = fx.Graph()
+        graph.output(graph.graph_copy(self.gm.graph, val_map={}))
+        return fx.GraphModule(self.gm, graph)
+
+    def normalised(self) -> fx.GraphModule:
+        """A copy of the graph after `normalise`; it lints."""
+        gm = Normalise()(self.copy(), self.context)
+        gm.graph.lint()
+        gm.recompile()
+        return gm
+
+    def find(self) -> fx.GraphModule:
+        """Normalise a copy, find its pathways (into `context`), and return it."""
+        return FindPathways()(self.normalised(), self.context)
+
+    def view(self, gm: fx.GraphModule) -> GraphView:
+        return GraphView(gm.graph, self.context.fqns)
+
+    def of(self, kind: str) -> list[Pathway]:
+        return [pathway for pathway in self.context.pathways if pathway.kind == kind]
+
+    def refused(self, kind: str) -> list[tuple[str, str]]:
+        return [(r.place, r.reason.name) for r in self.context.refusals if r.kind == kind]
+
+    def arguments(self) -> list[Any]:
+        """The call's arguments, each tensor that a graph may write to as a fresh copy."""
+        return [_copied(value) for value in self.inputs]
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+        return value.clone()
+    return value
+
+
+Capture = Callable[..., list[Captured]]
+
+
+def capture_graphs(run: Callable[[Callable[..., Any]], object]) -> list[Captured]:
+    """Every graph that `run(backend)` compiles, in order of compilation."""
+    graphs: list[Captured] = []
+
+    def backend(gm: fx.GraphModule, examples: Sequence[Any]) -> Callable[..., Any]:
+        captured = Captured(gm, Context(fqns=parameter_names(gm, examples)))
+        graphs.append(captured)
+
+        def call(*args: Any) -> Any:
+            if not captured.inputs:
+                captured.inputs = [_copied(value) for value in args]
+            return gm(*args)
+
+        return call
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        run(backend)
+    return graphs
+
+
+@pytest.fixture
+def capture() -> Capture:
+    """`capture(model, *args, dynamic=None, **kwargs)` -> the graphs of one forward call."""
+
+    def graphs_of(
+        model: nn.Module | Callable[..., Any], *args: Any, dynamic: bool | None = None, **kwargs: Any
+    ) -> list[Captured]:
+        return capture_graphs(
+            lambda backend: torch.compile(model, backend=backend, dynamic=dynamic)(*args, **kwargs)
+        )
+
+    return graphs_of
+
+
+@pytest.fixture
+def capture_generate() -> Capture:
+    """`capture_generate(model, **kwargs)` -> the graphs of one `model.generate(**kwargs)`."""
+
+    def graphs_of(model: Any, **kwargs: Any) -> list[Captured]:
+        def run(backend: Callable[..., Any]) -> None:
+            model.compile(backend=backend)
+            model.generate(**kwargs)
+
+        return capture_graphs(run)
+
+    return graphs_of
