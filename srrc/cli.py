@@ -138,7 +138,7 @@ def explain(
         generation.run_once(loaded, tokenizer, prompt, options)
     report = srrc.explain(loaded)
     if as_json:
-        _print_json(report.to_dict())
+        _print_json(dataclasses.asdict(report))
     else:
         typer.echo(str(report))
 

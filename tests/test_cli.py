@@ -1,5 +1,6 @@
 """The command line: what it prints, and one line with exit code 2 for everything that cannot be done."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -133,6 +134,20 @@ def test_calibrate_writes_what_the_library_measured(
     assert json.loads(result.stdout) == {"profile": str(out), "gates": 2}
     assert seen == [["some text"]]
     assert out.read_text() == "profile"
+
+
+def test_explain_prints_a_table_or_its_rows(tiny_llama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Explanation:
+        rows: tuple[str, ...] = ("a row",)
+
+        def __str__(self) -> str:
+            return "a table"
+
+    monkeypatch.setattr("srrc.bench.generation.run_once", lambda *_: None)
+    monkeypatch.setattr("srrc.explain", lambda _: Explanation(), raising=False)
+    assert run("explain", tiny_llama).stdout == "a table\n"
+    assert json.loads(run("explain", tiny_llama, "--json").stdout) == {"rows": ["a row"]}
 
 
 def test_optimize_says_that_it_is_not_there_yet() -> None:
