@@ -14,11 +14,12 @@ import srrc.ops  # noqa: F401  (defines torch.ops.srr)
 from srrc.passes.context import Context
 from srrc.passes.gating import channel, neuron
 from srrc.passes.gating.source import GateSource
+from srrc.passes.rows import has_few_rows
 from srrc.pathways.base import Pathway
 from srrc.reasons import Reason, Refusal
 from srrc.runtime.gates import Gate
 
-Insert = Callable[[fx.GraphModule, Pathway, GateSource, FakeTensorMode], list[Gate]]
+Insert = Callable[[fx.GraphModule, Pathway, GateSource, Context, FakeTensorMode], list[Gate]]
 
 GATED: dict[str, tuple[str, Callable[[Pathway], list[str]], Insert]] = {
     "neuron": ("neuron", neuron.gate_ids, neuron.insert),
@@ -45,15 +46,15 @@ class InsertGates:
         taken: set[fx.Node] = set()
         for kind in dict.fromkeys([*GATED, *(pathway.kind for pathway in context.pathways)]):
             for pathway in (p for p in context.pathways if p.kind == kind):
-                reason = self._refuse(pathway, taken, len(context.gates))
+                reason = self._refuse(pathway, taken, context)
                 if reason is not None or self.source is None:
                     context.refusals.append(Refusal(pathway.place, kind, reason or Reason.NO_BUDGET))
                     continue
-                context.gates += GATED[kind][2](gm, pathway, self.source, self.fake_mode)
+                context.gates += GATED[kind][2](gm, pathway, self.source, context, self.fake_mode)
                 taken.update(pathway.nodes)
         return gm
 
-    def _refuse(self, pathway: Pathway, taken: set[fx.Node], inserted: int) -> Reason | None:
+    def _refuse(self, pathway: Pathway, taken: set[fx.Node], context: Context) -> Reason | None:
         if pathway.kind not in GATED:
             return Reason.NOT_GATED_YET
         if self.source is None:
@@ -65,6 +66,8 @@ class InsertGates:
             return Reason.OVERLAPS
         if not any(self.source.covers(gate_id) for gate_id in ids(pathway)):
             return Reason.NO_PROFILE
-        if self.source.fuel is not None and inserted >= self.source.fuel:
+        if not self.source.many_rows and not has_few_rows(pathway.inputs[0], context.sizes):
+            return Reason.MANY_ROWS
+        if self.source.fuel is not None and len(context.gates) >= self.source.fuel:
             return Reason.FUEL_SPENT
         return None

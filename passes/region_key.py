@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 
+import sympy
 import torch
 from torch import fx
 
@@ -12,7 +13,8 @@ def region_key(
 ) -> str:
     """Hash of operators, constants, edges and input layouts, with values named by position (hex, 64 digits)."""
     names = {node: f"%{index}" for index, node in enumerate([*inputs, *nodes])}
-    lines = [f"{names[node]} = {describe(node.meta.get('example_value'))}" for node in inputs]
+    symbols = _SymbolNames()
+    lines = [f"{names[node]} = {symbols.describe(node.meta.get('example_value'))}" for node in inputs]
     lines += _aliases(inputs, names)
     for node in nodes:
         target = _attribute(gm, node) if node.op == "get_attr" else _target(node.target)
@@ -20,16 +22,6 @@ def region_key(
         lines.append(f"{names[node]} = {node.op} {target} {args!r}")
     lines.append(f"return {[names[node] for node in outputs]}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def describe(value: object) -> str:
-    """A value's kind without its content: dtype, shape (symbols by name), strides, device; or the number itself."""
-    if isinstance(value, torch.Tensor):
-        strides = tuple(value.stride()) if value.layout == torch.strided else value.layout
-        return (
-            f"{value.dtype} {tuple(value.shape)} {strides} {value.device} {value.requires_grad}"
-        )
-    return f"{type(value).__name__} {value}"
 
 
 def _aliases(inputs: Sequence[fx.Node], names: dict[fx.Node, str]) -> list[str]:
@@ -65,3 +57,29 @@ class _Name:
 
     def __repr__(self) -> str:
         return self.name
+
+
+class _SymbolNames:
+    """Names symbols by their order of appearance: each layer's cache length is a symbol of its own."""
+
+    def __init__(self) -> None:
+        self._names: dict[sympy.Symbol, sympy.Symbol] = {}
+
+    def describe(self, value: object) -> str:
+        """A value's kind without its content: dtype, shape, strides, device; or the number itself."""
+        if isinstance(value, torch.Tensor):
+            shape = [self._size(size) for size in value.shape]
+            strided = value.layout == torch.strided
+            strides = [self._size(stride) for stride in value.stride()] if strided else value.layout
+            return f"{value.dtype} {shape} {strides} {value.device} {value.requires_grad}"
+        if isinstance(value, torch.SymInt):
+            return self._size(value)
+        return f"{type(value).__name__} {value}"
+
+    def _size(self, size: int | torch.SymInt) -> str:
+        if isinstance(size, int):
+            return str(size)
+        expression = size.node.expr
+        for symbol in sorted(expression.free_symbols, key=str):
+            self._names.setdefault(symbol, sympy.Symbol(f"size{len(self._names)}"))
+        return str(expression.xreplace(self._names))

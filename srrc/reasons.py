@@ -12,6 +12,7 @@ class Reason(enum.StrEnum):
     NO_PROFILE = "no profile covers it"
     LEVEL_OFF = "its level is switched off in the options"
     NO_SAVING = "its gate costs more than it can save"
+    MANY_ROWS = "with many rows every channel matters to some of them"
     MEASURED_SLOWER = "its gate measured slower than dense on this machine"
     FUEL_SPENT = "SRRC_FUEL stopped before it"
     NOT_GATED_YET = "this kind is recorded, not gated"

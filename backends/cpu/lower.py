@@ -5,6 +5,7 @@ share an input become one call, an MLP becomes one call, attention reads the cac
 With many rows Inductor's GEMM is as fast, except in bf16 on a machine whose CPU has no bf16 arithmetic.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ import srrc.ops  # noqa: F401  (defines torch.ops.srr)
 from srrc.passes.context import Context
 from srrc.passes.emit import emit, value_of
 from srrc.passes.linear_arguments import bias_of, mlp_arguments, replace, split_list, weight_of
-from srrc.passes.rows import FEW_ROWS, has_few_rows, size_hint
+from srrc.passes.rows import FEW_ROWS, has_few_rows, size_of
 
 from srrc.pathways.attention import Attention
 from srrc.pathways.base import Linear
@@ -38,17 +39,17 @@ class LowerDense:
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
         alive = set(gm.graph.nodes)
         for site in (pathway.site for pathway in context.pathways if pathway.kind == "neuron"):
-            if isinstance(site, Mlp) and alive.issuperset(site.nodes) and wants_native(site.x):
+            if isinstance(site, Mlp) and alive.issuperset(site.nodes) and wants_native(site.x, context):
                 self._mlp(gm, site)
                 alive = set(gm.graph.nodes)
         for site in (pathway.site for pathway in context.pathways if pathway.kind == "channel"):
-            if isinstance(site, ChannelGroup) and wants_native(site.x):
+            if isinstance(site, ChannelGroup) and wants_native(site.x, context):
                 linears = tuple(linear for linear in site.linears if linear.node in alive)
                 if linears:
                     self._linears(gm, site.x, linears)
         for site in (pathway.site for pathway in context.pathways if pathway.kind == "attention"):
             if isinstance(site, Attention) and site.node in alive:
-                self._attention(gm, site)
+                self._attention(gm, site, context)
         return gm
 
     def _mlp(self, gm: fx.GraphModule, site: Mlp) -> None:
@@ -64,19 +65,32 @@ class LowerDense:
             results = emit(gm.graph, torch.ops.srr.dense_linear.default, (x, weights, biases), self.fake_mode)
             split_list(gm.graph, results, linears)
 
-    def _attention(self, gm: fx.GraphModule, site: Attention) -> None:
-        q, k = value_of(site.q), value_of(site.k_base)
-        if q.dim() != 4 or k.dim() != 4 or q.dtype not in NATIVE_DTYPES or site.dropout_p or (size_hint(q.shape[-2]) or FEW_ROWS + 1) > FEW_ROWS:
+    def _attention(self, gm: fx.GraphModule, site: Attention, context: Context) -> None:
+        if not _attends_natively(site, context):
             return
+        scale = site.scale if site.scale is not None else 1.0 / math.sqrt(int(value_of(site.q).shape[-1]))
         with gm.graph.inserting_before(site.node):
-            args = (site.q, site.k_base, site.v_base, site.mask, site.scale, site.is_causal)
+            args = (site.q, site.k_base, site.v_base, site.mask, scale, site.is_causal)
             node = emit(gm.graph, torch.ops.srr.decode_attention.default, args, self.fake_mode)
         replace(gm.graph, (site.node,), site.node, node)
 
 
-def wants_native(x: fx.Node) -> bool:
+def _attends_natively(site: Attention, context: Context) -> bool:
+    """True for few queries, in a form that `srr::decode_attention` takes."""
+    q, k = value_of(site.q), value_of(site.k_base)
+    if q.dim() != 4 or k.dim() != 4 or q.device.type != "cpu" or q.dtype not in NATIVE_DTYPES:
+        return False
+    if site.softcap is not None or site.dropout_p != 0.0:
+        return False
+    if isinstance(site.scale, fx.Node) or isinstance(site.is_causal, fx.Node) or not isinstance(q.shape[-1], int):
+        return False
+    queries = size_of(q.shape[-2], context.sizes)
+    return queries is not None and queries <= FEW_ROWS
+
+
+def wants_native(x: fx.Node, context: Context) -> bool:
     """True where srrc's operator beats Inductor's for input `x` [..., K]: few rows, or bf16 without bf16 arithmetic."""
     value = value_of(x)
     if value.device.type != "cpu" or value.dtype not in NATIVE_DTYPES:
         return False
-    return has_few_rows(x) or (value.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_few_rows(x, context.sizes) or (value.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -4,8 +4,9 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
+from srrc.passes.context import Context
 from srrc.passes.emit import emit, emit_tensor, value_of
-from srrc.passes.gating.source import GateSource, emit_gates, make_gate
+from srrc.passes.gating.source import GateSource, emit_gates
 from srrc.passes.linear_arguments import bias_of, split_columns, weight_of
 from srrc.pathways.base import Pathway
 from srrc.pathways.channel import ChannelGroup
@@ -17,7 +18,9 @@ def gate_ids(pathway: Pathway) -> list[str]:
     return [f"channel:{pathway.place}"]
 
 
-def insert(gm: fx.GraphModule, pathway: Pathway, source: GateSource, fake_mode: FakeTensorMode) -> list[Gate]:
+def insert(
+    gm: fx.GraphModule, pathway: Pathway, source: GateSource, context: Context, fake_mode: FakeTensorMode
+) -> list[Gate]:
     """Replace the group's linears; the ones another gate has replaced already are left out."""
     site = pathway.site
     assert isinstance(site, ChannelGroup)
@@ -30,11 +33,11 @@ def insert(gm: fx.GraphModule, pathway: Pathway, source: GateSource, fake_mode: 
     with gm.graph.inserting_before(linears[0].node):
         weights = [weight_of(gm.graph, linear, fake_mode) for linear in linears]
         biases = [bias_of(gm.graph, linear, fake_mode) for linear in linears]
-        records, counters, record, counter = emit_gates(gm, 1, fake_mode)
-        norm_node = emit_tensor(gm, f"{record.target}_norm", norm, fake_mode)
-        args = (site.x, weights, biases, norm_node, record, counter)
+        held = emit_gates(gm, gate_id, site.x, 1, context, fake_mode)
+        norm_node = emit_tensor(gm, f"{held.name}_norm", norm, fake_mode)
+        args = (site.x, weights, biases, norm_node, held.record, held.counter)
         result = emit(gm.graph, torch.ops.srr.channel_linear.default, args, fake_mode)
         split_columns(gm.graph, result, linears, fake_mode)
     outputs = sum(linear.out_features for linear in linears)
     size = outputs * value_of(weights[0]).element_size()
-    return [make_gate(gate_id, site.x, records, counters, 0, 2.0 * outputs, size)]
+    return [held.gate(gate_id, 0, 2.0 * outputs, size)]

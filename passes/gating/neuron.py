@@ -4,8 +4,9 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
+from srrc.passes.context import Context
 from srrc.passes.emit import emit, emit_tensor, value_of
-from srrc.passes.gating.source import GateSource, emit_gates, make_gate
+from srrc.passes.gating.source import GateSource, GateTensors, emit_gates
 from srrc.passes.linear_arguments import mlp_arguments, replace
 from srrc.pathways.base import Pathway
 from srrc.pathways.neuron import Mlp
@@ -25,7 +26,9 @@ def skips_up_rows(pathway: Pathway, source: GateSource) -> bool:
     return source.covers(f"neuron:{pathway.place}/neuron") and len(gate_ids(pathway)) == 3
 
 
-def insert(gm: fx.GraphModule, pathway: Pathway, source: GateSource, fake_mode: FakeTensorMode) -> list[Gate]:
+def insert(
+    gm: fx.GraphModule, pathway: Pathway, source: GateSource, context: Context, fake_mode: FakeTensorMode
+) -> list[Gate]:
     """Replace the MLP by one `srr::neuron_mlp`."""
     site = pathway.site
     assert isinstance(site, Mlp)
@@ -38,16 +41,16 @@ def insert(gm: fx.GraphModule, pathway: Pathway, source: GateSource, fake_mode: 
     for part in norms:
         norms[part] = source.vectors.get(f"neuron:{pathway.place}/{part}/norm", norms[part])
     with gm.graph.inserting_before(site.down.node):
-        records, counters, record, counter = emit_gates(gm, 3, fake_mode)
-        nodes = [emit_tensor(gm, f"{record.target}_{part}", norm, fake_mode) for part, norm in norms.items()]
-        args = (*mlp_arguments(gm.graph, site, fake_mode), *nodes, record, counter)
+        held = emit_gates(gm, f"neuron:{pathway.place}", site.x, 3, context, fake_mode)
+        nodes = [emit_tensor(gm, f"{held.name}_{part}", norm, fake_mode) for part, norm in norms.items()]
+        args = (*mlp_arguments(gm.graph, site, fake_mode), *nodes, held.record, held.counter)
         result = emit(gm.graph, torch.ops.srr.neuron_mlp.default, args, fake_mode)
     replace(gm.graph, site.nodes, site.down.node, result)
-    return _gates(pathway, site, source, records, counters)
+    return _gates(pathway, site, source, held)
 
 
 def _gates(
-    pathway: Pathway, site: Mlp, source: GateSource, records: torch.Tensor, counters: torch.Tensor
+    pathway: Pathway, site: Mlp, source: GateSource, held: GateTensors
 ) -> list[Gate]:
     by_rows = skips_up_rows(pathway, source)
     neurons, inputs, outputs = site.up.out_features, site.up.in_features, site.down.out_features
@@ -56,7 +59,7 @@ def _gates(
     size = value_of(site.up.weight).element_size()
     rows = {"input": 0, "neuron": 1, "down": 2}
     return [
-        make_gate(gate_id, site.x, records, counters, rows[part], 2.0 * units[part], units[part] * size)
+        held.gate(gate_id, rows[part], 2.0 * units[part], units[part] * size)
         for gate_id in gate_ids(pathway)
         for part in [gate_id.rsplit("/", 1)[1]]
     ]

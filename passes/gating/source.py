@@ -7,10 +7,11 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
+from srrc.passes.context import Context
 from srrc.passes.emit import emit_tensor
 from srrc.passes.rows import has_few_rows
 from srrc.pathways.base import Linear
-from srrc.runtime.gates import OPEN, Gate
+from srrc.runtime.gates import Gate
 
 
 @dataclass(frozen=True)
@@ -20,12 +21,15 @@ class GateSource:
     covers:  whether a gate id has a curve (or is to get one)
     vectors: "gate id/name" -> what scoring needs and the weights alone do not give
     weights: placeholder name -> the parameter itself
+    many_rows: whether to gate what has many rows too, where skipping saves no time: for calibration, which looks at
+             many tokens at once
     fuel:    how many gates may be inserted, None for all of them (`SRRC_FUEL`)
     """
 
     covers: Callable[[str], bool]
     weights: Mapping[str, torch.Tensor]
     vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    many_rows: bool = False
     fuel: int | None = None
 
     def column_norm(self, linears: tuple[Linear, ...]) -> torch.Tensor:
@@ -39,29 +43,39 @@ class GateSource:
         return total.sqrt()
 
 
-def phase_of(x: fx.Node) -> str:
+def phase_of(x: fx.Node, context: Context) -> str:
     """Which thresholds of a plan a gate on `x` takes."""
-    return "decode" if has_few_rows(x) else "prefill"
+    return "decode" if has_few_rows(x, context.sizes) else "prefill"
+
+
+@dataclass(frozen=True)
+class GateTensors:
+    """One pathway's gate tensors, in the graph and outside it.
+
+    records float32 [gates, 2] and counters int64 [gates, 3]; `record` and `counter` are their nodes (of one gate
+    alone: [2] and [3]). `name` prefixes whatever else the pathway's gates hold in the graph.
+    """
+
+    phase: str
+    records: torch.Tensor
+    counters: torch.Tensor
+    record: fx.Node
+    counter: fx.Node
+    name: str
+
+    def gate(self, gate_id: str, row: int, flops: float, size: float) -> Gate:
+        """The gate on row `row`. flops and size (bytes): what one unit costs in one row of the input."""
+        return Gate(gate_id, self.phase, self.records[row], self.counters[row], float(flops), float(size))
 
 
 def emit_gates(
-    gm: fx.GraphModule, gates: int, fake_mode: FakeTensorMode
-) -> tuple[torch.Tensor, torch.Tensor, fx.Node, fx.Node]:
-    """Fresh records (float32 [gates, 2], open) and counters (int64 [gates, 3]); one gate's have no first axis.
-
-    Returns both tensors and their nodes at the insertion point.
-    """
-    records = torch.tensor([OPEN] * gates, dtype=torch.float32)
-    counters = torch.zeros((gates, 3), dtype=torch.int64)
-    held = (records, counters) if gates > 1 else (records[0], counters[0])
-    serial = sum(1 for name, _ in gm.named_buffers() if name.startswith("srr_record_"))
-    record_node = emit_tensor(gm, f"srr_record_{serial}", held[0], fake_mode)
-    counter_node = emit_tensor(gm, f"srr_counters_{serial}", held[1], fake_mode)
-    return records, counters, record_node, counter_node
-
-
-def make_gate(
-    gate_id: str, x: fx.Node, records: torch.Tensor, counters: torch.Tensor, row: int, flops: float, size: float
-) -> Gate:
-    """The gate that stands on row `row` of these tensors. flops and size (bytes): what one unit costs in one row."""
-    return Gate(gate_id, phase_of(x), records[row], counters[row], float(flops), float(size))
+    gm: fx.GraphModule, owner: str, x: fx.Node, gates: int, context: Context, fake_mode: FakeTensorMode
+) -> GateTensors:
+    """Put the gate tensors of pathway `owner` ("kind:place") into the graph at the insertion point."""
+    phase = phase_of(x, context)
+    records, counters = context.gate_store.tensors(owner, phase, gates)
+    name = f"srr_{len([name for name, _ in gm.named_buffers() if name.startswith('srr_')])}"
+    one = gates == 1
+    record = emit_tensor(gm, f"{name}_record", records[0] if one else records, fake_mode)
+    counter = emit_tensor(gm, f"{name}_counters", counters[0] if one else counters, fake_mode)
+    return GateTensors(phase, records, counters, record, counter, name)

@@ -1,5 +1,6 @@
 """One compiled graph of a model, as it lives from call to call, and the record of all of them."""
 
+import itertools
 import threading
 import weakref
 from collections import Counter
@@ -13,7 +14,8 @@ from srrc.options import Options
 from srrc.pathways.base import Pathway
 from srrc.reasons import Refusal
 from srrc.runtime.costs import GraphCost
-from srrc.runtime.gates import Gate
+from srrc.runtime.gates import Gate, set_records
+from srrc.runtime.specialisations import Specialisations
 
 
 @dataclass(eq=False)
@@ -22,16 +24,19 @@ class CompiledGraph:
 
     options:    as the user gave them
     parameters: weak references to the parameters and buffers the graph was compiled for
+    serial:     its place in the order of compilation
     pathways:   what was found in it; `refusals`: what was turned down, or runs dense, and why
     gates:      the gates in it, in graph order
     cost:       the dense cost, summed over the calls
     regions:    how many regions it runs, and how many different ones were compiled for that
     source:     the driver's code
-    plan:       the plan its gates follow, None where it has no gates
+    cache:      its specialisations
+    plan:       the plan its gates follow, None where it has no gates; `replan(budget)` makes another
     """
 
     options: Options
     parameters: Sequence["weakref.ref[torch.Tensor]"]
+    serial: int = field(default_factory=itertools.count().__next__)
     pathways: Sequence[Pathway] = ()
     refusals: list[Refusal] = field(default_factory=list)
     gates: Sequence[Gate] = ()
@@ -39,8 +44,33 @@ class CompiledGraph:
     regions: tuple[int, int] = (0, 0)
     fallbacks: Counter[str] = field(default_factory=Counter)
     source: str = ""
+    cache: Specialisations = field(default_factory=Specialisations)
     plan: Any = None
+    replan: Callable[[float], Any] | None = None
     calls: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add_gates(self, gates: Iterable[Gate]) -> None:
+        """Take in the gates of one more specialisation; those it shares with another are there already."""
+        known = {(gate.id, gate.phase) for gate in self.gates}
+        fresh = [gate for gate in gates if (gate.id, gate.phase) not in known]
+        self.gates = [*self.gates, *fresh]
+        if self.plan is not None:
+            set_records(fresh, self.plan.thresholds)
+
+    def count(self, sizes: Sequence[int]) -> None:
+        """Count one call with these values of the cost's symbols."""
+        with self.lock:
+            self.calls += 1
+            self.cost.add(sizes)
+
+    def reset(self) -> None:
+        """Start counting anew."""
+        with self.lock:
+            self.calls = 0
+            self.cost.flops = self.cost.bytes = 0.0
+            self.fallbacks.clear()
+            self.cache.reset_counts()
 
 
 _graphs: "weakref.WeakSet[CompiledGraph]" = weakref.WeakSet()
@@ -54,24 +84,9 @@ def record(graph: CompiledGraph) -> None:
 
 
 def graphs_of(parameters: Iterable[torch.Tensor]) -> list[CompiledGraph]:
-    """The living graphs that were compiled for any of these tensors, in no particular order."""
+    """The living graphs that were compiled for any of these tensors, in order of compilation."""
     wanted = {id(parameter) for parameter in parameters}
     with _lock:
         alive = list(_graphs)
-    return [graph for graph in alive if any(id(reference()) in wanted for reference in graph.parameters)]
-
-
-def callable_of(graph: CompiledGraph, run: Callable[..., Any], symbol_positions: Sequence[int]) -> Callable[..., Any]:
-    """What Dynamo calls: counts the call, then runs the driver below autograd.
-
-    The driver holds no gradients (graphs that need them are not compiled this way), and below autograd each op
-    goes straight to its kernel. `symbol_positions` are the arguments that hold the cost's symbols.
-    """
-
-    def call(*args: Any) -> Any:
-        graph.calls += 1
-        graph.cost.add([args[position] for position in symbol_positions])
-        with torch._C._AutoDispatchBelowAutograd():
-            return run(*args)
-
-    return call
+    found = [graph for graph in alive if any(id(reference()) in wanted for reference in graph.parameters)]
+    return sorted(found, key=lambda graph: graph.serial)

@@ -30,6 +30,21 @@ class Gate:
     overhead: float = 1.0
 
 
+class GateStore:
+    """The gate tensors of one graph, made once: every specialisation of it decides by and counts in the same ones."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def tensors(self, owner: str, phase: str, gates: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Records (float32 [gates, 2], open at first) and counters (int64 [gates, 3]) of pathway `owner`."""
+        made = self._tensors.get((owner, phase))
+        if made is None:
+            made = (torch.tensor([OPEN] * gates, dtype=torch.float32), torch.zeros((gates, 3), dtype=torch.int64))
+            self._tensors[owner, phase] = made
+        return made
+
+
 def set_records(gates: Sequence[Gate], thresholds: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
     """Write a plan's records, {phase: {gate id: (threshold, min_kept)}}, into the gates' tensors.
 

@@ -1,0 +1,101 @@
+"""Lays the weights of gated ops out by input channel, in place, so that a skipped channel is memory not read.
+
+The parameter keeps its shape [N, K] and its values; only its strides become (1, N), by giving it a new storage and
+letting the old one go. Memory stays what it was; `load_state_dict`, optimisers and in-place edits write to the very
+storage that the kernels read, so nothing can go stale; eager code and `state_dict` see the same tensor.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+from torch._subclasses import FakeTensorMode
+
+from srrc.passes.context import Context
+from srrc.passes.emit import value_of
+from srrc.passes.gating.source import GateSource
+from srrc.passes.insert_gates import GATED
+from srrc.pathways.base import Linear, Pathway
+from srrc.pathways.channel import ChannelGroup
+from srrc.pathways.neuron import Mlp
+from srrc.pathways.patterns import is_call
+from srrc.reasons import Reason, Refusal
+
+log = logging.getLogger("srrc.plan")
+
+GATED_OPS = ("srr.channel_linear", "srr.neuron_mlp")
+
+
+@dataclass(frozen=True)
+class PackWeights:
+    """Repacks the weights of all linears that have a gate in any graph of the model.
+
+    In a prefill graph the same linears have no gate; but it must see the layout that decoding wants from the start,
+    or packing later would make Dynamo compile it again.
+    """
+
+    source: GateSource
+    fake_mode: FakeTensorMode
+    name: str = "pack_weights"
+
+    def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
+        for node in [linear.weight for linear in gated_linears(context.pathways, self.source)]:
+            weight = self.source.weights[node.name]
+            if weight.dim() != 2 or not _only_linears(node):
+                continue
+            if not weight.is_contiguous():
+                continue  # by input channel already, or a layout of the user's own
+            if not owns_storage(weight):
+                context.refusals.append(Refusal(context.fqns[node.name], "channel", Reason.SHARED_STORAGE))
+            elif _tell_dynamo(node, weight):
+                pack_input_major(weight)
+                with self.fake_mode:
+                    node.meta["example_value"] = value_of(node).t().contiguous().t()
+        return gm
+
+
+def pack_input_major(weight: torch.Tensor) -> None:
+    """Give `weight` [N, K] the strides (1, N), in place. The old storage is freed with its last user."""
+    with torch.no_grad():
+        weight.data = weight.detach().t().contiguous().t()
+
+
+def owns_storage(weight: torch.Tensor) -> bool:
+    """True where `weight` is all of its storage and no other process maps it: then its layout is ours to choose."""
+    storage = weight.untyped_storage()
+    return storage.nbytes() == weight.numel() * weight.element_size() and not storage.is_shared()
+
+
+def gated_linears(pathways: Sequence[Pathway], source: GateSource) -> list[Linear]:
+    """The linears that a channel or neuron gate stands on, in this graph or in another of the same model."""
+    found: list[Linear] = []
+    for site in (p.site for p in pathways if p.kind in GATED and any(map(source.covers, GATED[p.kind][1](p)))):
+        if isinstance(site, ChannelGroup):
+            found += site.linears
+        elif isinstance(site, Mlp):
+            found += [linear for linear in (site.gate, site.up, site.down) if linear is not None]
+    return found
+
+
+def _only_linears(node: fx.Node) -> bool:
+    return all(is_call(user, "linear") or str(user.target).startswith(GATED_OPS) for user in node.users)
+
+
+def _tell_dynamo(node: fx.Node, weight: torch.Tensor) -> bool:
+    """Let the guards that Dynamo is about to build expect the new strides. False where this torch has no such place.
+
+    Dynamo recorded the strides while it traced, and checks them right after it has compiled: without this, packing
+    would make it compile again.
+    """
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        sizes_strides = InstructionTranslator.current_tx().output.input_source_to_sizes_strides
+        recorded = sizes_strides[node.meta["grapharg"].source]
+        recorded["stride"] = type(recorded["stride"])((1, weight.shape[0]))
+    except (AttributeError, KeyError, TypeError) as error:
+        log.info("%s stays by rows: Dynamo's record of its strides was not found (%r)", node.name, error)
+        return False
+    return True

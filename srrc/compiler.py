@@ -1,0 +1,221 @@
+"""From one captured graph to something that runs: the passes, the regions, the driver, once for each signature."""
+
+import logging
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sympy
+import torch
+from torch import fx
+from torch._subclasses import FakeTensor, FakeTensorMode
+
+from srrc.errors import SrrError
+try:
+    from srrc.backends.cpu.build import ensure_built
+except ImportError:
+    def ensure_built(): return True
+from srrc.backends.cpu.lower import LowerDense
+from srrc.backends.inductor import compile_region
+from srrc.passes.base import Pass
+from srrc.passes.capture import parameter_names, placeholders
+from srrc.passes.context import Context
+from srrc.passes.cuts import region_cuts
+from srrc.passes.find_pathways import FindPathways
+from srrc.passes.gating.source import GateSource
+from srrc.passes.insert_gates import InsertGates
+from srrc.passes.normalise import Normalise
+from srrc.passes.pack_weights import PackWeights
+from srrc.passes.partition import Region, partition
+from srrc.passes.pipeline import run_passes
+from srrc.passes.rows import FEW_ROWS
+from srrc.pathways.base import Pathway
+from srrc.pathways.channel import ChannelGroup
+from srrc.reasons import Reason, Refusal
+from srrc.runtime.compiled_graph import CompiledGraph
+from srrc.runtime.costs import GraphCost, dense_cost
+from srrc.runtime.driver import Step, build_driver
+from srrc.runtime.fallback import fall_back
+from srrc.runtime.gates import GateStore
+from srrc.runtime.specialisations import Signature
+
+log = logging.getLogger("srrc.cache")
+
+
+@dataclass(frozen=True)
+class Capture:
+    """What Dynamo handed over, kept as it was: later specialisations start from it.
+
+    gm:       the graph; passes work on copies
+    fqns:     placeholder name -> name of the parameter or buffer
+    weights:  the same placeholders -> the tensors, held weakly
+    symbols:  the graph's symbolic sizes -> position of the argument that holds each
+    """
+
+    gm: fx.GraphModule
+    fqns: Mapping[str, str]
+    weights: Mapping[str, "weakref.ref[torch.Tensor]"]
+    symbols: Mapping[sympy.Symbol, int]
+    fake_mode: FakeTensorMode
+    gate_store: GateStore
+
+    def living_weights(self) -> dict[str, torch.Tensor]:
+        """The weights by placeholder name."""
+        found = {name: reference() for name, reference in self.weights.items()}
+        return {name: weight for name, weight in found.items() if weight is not None}
+
+
+def capture(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Capture:
+    """Read Dynamo's graph."""
+    fqns = parameter_names(gm, example_inputs)
+    inputs = placeholders(gm)
+    weights = {n.name: weakref.ref(e) for n, e in zip(inputs, example_inputs, strict=True) if n.name in fqns}
+    symbols: dict[sympy.Symbol, int] = {}
+    for position, node in enumerate(inputs):
+        value = node.meta.get("example_value")
+        if isinstance(value, torch.SymInt) and isinstance(value.node.expr, sympy.Symbol):
+            symbols.setdefault(value.node.expr, position)
+    return Capture(gm, fqns, weights, symbols, _fake_mode(gm), GateStore())
+
+
+def compile_capture(captured: Capture, graph: CompiledGraph, source: GateSource | None) -> Callable[..., Any]:
+    """Compile for the sizes that Dynamo captured; other signatures are compiled when they are first called.
+
+    Fills `graph`. Raises whatever a pass or Inductor raises.
+    """
+    first = _specialise(captured, graph, source, {})
+    graph.cost = GraphCost(dense_cost(graph.pathways), list(captured.symbols))
+    positions = list(captured.symbols.values())
+    rows = _rows(graph.pathways, list(captured.symbols))
+    below_autograd = torch._C._AutoDispatchBelowAutograd  # each op then goes straight to its kernel
+
+    def call_static(*args: Any) -> Any:
+        graph.count([args[position] for position in positions])
+        with below_autograd():
+            return first(*args)
+
+    def call_dynamic(*args: Any) -> Any:
+        sizes = [args[position] for position in positions]
+        graph.count(sizes)
+        signature = _signature(rows(*sizes))
+        run = graph.cache.get(signature, lambda: _respecialise(captured, graph, source, sizes, first))
+        with below_autograd():
+            return run(*args)
+
+    if rows is None:
+        return call_static
+    captured_rows = rows(*(_captured_size(captured, position) for position in positions))
+    graph.cache.get(_signature(captured_rows), lambda: first)
+    return call_dynamic
+
+
+def _specialise(
+    captured: Capture, graph: CompiledGraph, source: GateSource | None, sizes: Mapping[sympy.Symbol, int]
+) -> Callable[..., Any]:
+    """Run the passes, compile each different region once, and generate the driver."""
+    fake_mode = captured.fake_mode
+    context = Context(graph.options, dict(captured.fqns), gate_store=captured.gate_store, sizes=dict(sizes))
+    passes: list[Pass] = [Normalise(), FindPathways(), InsertGates(source, graph.options.levels, fake_mode)]
+    passes += [] if source is None else [PackWeights(source, fake_mode)]
+    passes += [LowerDense(fake_mode)] if ensure_built() else []
+    gm = run_passes(passes, fx.GraphModule(captured.gm, copy_graph(captured.gm.graph)), context)
+    regions = partition(gm, region_cuts(gm.graph, context.pathways))
+    compiled = _compile_regions(gm, regions, fake_mode)
+    log.info("%d regions, %d compiled", len(regions), len(set(map(id, compiled))))
+    driver = build_driver(gm, [Step(c, r.inputs, r.outputs) for c, r in zip(compiled, regions, strict=True)])
+    graph.regions, graph.source = (len(regions), len(set(map(id, compiled)))), driver.source
+    graph.pathways, graph.refusals = context.pathways, context.refusals
+    graph.add_gates(context.gates)
+    return driver.run
+
+
+def _compile_regions(
+    gm: fx.GraphModule, regions: Sequence[Region], fake_mode: FakeTensorMode
+) -> list[Callable[..., Any]]:
+    """Compile each different region once. Returns a callable for each region, in order.
+
+    Where Inductor put guards on a region's symbols, they hold for that region's symbols alone: it is not shared.
+    """
+    guards = fake_mode.shape_env.guards if fake_mode.shape_env is not None else []
+    shared: dict[str, Callable[..., Any]] = {}
+    compiled = []
+    for region in regions:
+        run = shared.get(region.key)
+        if run is None:
+            before = len(guards)
+            inputs = [node.meta["example_value"] for node in region.inputs]
+            run = compile_region(region.module(gm), inputs, fake_mode)
+            if len(guards) == before:
+                shared[region.key] = run
+        compiled.append(run)
+    return compiled
+
+
+def _respecialise(
+    captured: Capture,
+    graph: CompiledGraph,
+    source: GateSource | None,
+    sizes: Sequence[int],
+    first: Callable[..., Any],
+) -> Callable[..., Any]:
+    """Compile for another signature, after Dynamo has installed its guards.
+
+    What Inductor would want to guard on now can be guarded no more: then the first specialisation, which is right
+    for every size, serves this signature too.
+    """
+    guards = captured.fake_mode.shape_env.guards if captured.fake_mode.shape_env is not None else []
+    before = len(guards)
+    try:
+        run = _specialise(captured, graph, source, dict(zip(captured.symbols, sizes, strict=True)))
+    except SrrError:
+        raise
+    except Exception as error:  # the first specialisation still runs the user's program
+        detail = f"a specialisation for sizes {list(sizes)}: {type(error).__name__}: {error}"
+        fall_back(graph, Refusal("graph", "graph", Reason.COMPILE_FAILED, detail), cause=error)
+        return first
+    if len(guards) != before:
+        log.info("sizes %s would need new guards: the first specialisation serves them", list(sizes))
+        return first
+    return run
+
+
+def _rows(pathways: Sequence[Pathway], symbols: list[sympy.Symbol]) -> Callable[..., int] | None:
+    """The rows that most linears of the graph see, as a function of the sizes; None where sizes do not change them."""
+    seen: Counter[sympy.Expr] = Counter()
+    for site in (pathway.site for pathway in pathways if isinstance(pathway.site, ChannelGroup)):
+        shape = site.x.meta["example_value"].shape[:-1]
+        sizes = [size.node.expr if isinstance(size, torch.SymInt) else size for size in shape]
+        seen[sympy.Mul(*sizes)] += 1
+    if not seen:
+        return None
+    rows = seen.most_common(1)[0][0]
+    if not rows.free_symbols or not rows.free_symbols.issubset(symbols):
+        return None
+    compiled: Callable[..., int] = sympy.lambdify(symbols, rows, modules="math")
+    return compiled
+
+
+def _signature(rows: int) -> Signature:
+    return Signature("decode" if rows <= FEW_ROWS else "prefill")
+
+
+def _captured_size(captured: Capture, position: int) -> int:
+    return int(placeholders(captured.gm)[position].meta["example_value"].node.hint)
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A graph that passes may edit, so that the original stays what Dynamo captured."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, val_map={}))
+    return copy
+
+
+def _fake_mode(gm: fx.GraphModule) -> FakeTensorMode:
+    """The mode that the graph's values were traced under (the tracing context already holds another by now)."""
+    for node in gm.graph.nodes:
+        value = node.meta.get("example_value")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode()

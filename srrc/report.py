@@ -1,0 +1,213 @@
+"""What a compiled model did and why: `stats` (numbers), `explain` (every pathway), `set_budget`."""
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from srrc.errors import ModelError, OptionError
+from srrc.options import check_budget
+from srrc.pathways.base import Pathway
+from srrc.reasons import Refusal
+from srrc.runtime.compiled_graph import CompiledGraph, graphs_of
+from srrc.runtime.gates import Gate, reset_counters, set_records
+
+
+def compiled_graphs(compiled: object) -> list[CompiledGraph]:
+    """The graphs of a compiled model, in the order in which they were compiled.
+
+    `compiled` is what `torch.compile` returned, the model itself after `model.compile(...)`, or a method of it.
+    Raises ModelError where no module can be found behind it.
+    """
+    module = _module_behind(compiled)
+    if module is None:
+        raise ModelError(f"no torch.nn.Module behind {compiled!r}; pass the model or what torch.compile() returned")
+    return graphs_of([*module.parameters(), *module.buffers()])
+
+
+def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
+    """Counters of a compiled model, summed over its graphs.
+
+    Keys: calls, flops_dense, flops_executed, bytes_dense, bytes_executed (cumulative, from the gates' counters,
+    deciding included; bytes are of weights and activations), gates (id -> taken, offered, guards_failed),
+    guards_failed, fallbacks (reason -> count), cache (hits, misses, evictions), drift (last, bound).
+    With `reset` the counters start anew after they are read.
+    """
+    graphs = compiled_graphs(compiled)
+    gates = [gate for graph in graphs for gate in graph.gates]
+    saved_flops = sum(_skipped(gate) * gate.flops - int(gate.counters[0]) * gate.overhead for gate in gates)
+    saved_bytes = sum(_skipped(gate) * gate.bytes for gate in gates)
+    flops, size = sum(graph.cost.flops for graph in graphs), sum(graph.cost.bytes for graph in graphs)
+    fallbacks: Counter[str] = Counter()
+    for graph in graphs:
+        fallbacks.update(graph.fallbacks)
+    result = {
+        "calls": sum(graph.calls for graph in graphs),
+        "flops_dense": flops,
+        "flops_executed": flops - saved_flops,
+        "bytes_dense": size,
+        "bytes_executed": size - saved_bytes,
+        "gates": _gate_counts(gates),
+        "guards_failed": sum(int(gate.counters[2]) for gate in gates),
+        "fallbacks": dict(fallbacks),
+        "cache": _cache_counts(graphs),
+        "drift": _drift(graphs),
+    }
+    if reset:
+        reset_counters(gates)
+        for graph in graphs:
+            graph.reset()
+    return result
+
+
+def set_budget(compiled: object, budget: float) -> None:
+    """Move a compiled model to another budget, a fraction of its dense cost in (0, 1]. Recompiles nothing.
+
+    Raises OptionError for a budget out of range, and for a model that was compiled without a profile.
+    """
+    value = check_budget(budget)
+    if value is None:
+        raise OptionError("budget=None; give a fraction of the dense cost in (0, 1]")
+    gated = [graph for graph in compiled_graphs(compiled) if graph.replan is not None]
+    if not gated and value < 1.0:
+        raise OptionError("this model was compiled without a profile; compile it with options={'profile': ...}")
+    for graph in gated:
+        assert graph.replan is not None
+        graph.plan = graph.replan(value)
+        set_records(graph.gates, graph.plan.thresholds)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pathway of one graph. cost: FLOPs of a call, symbolic; decision: the gate's state, or why there is none."""
+
+    graph: int
+    kind: str
+    place: str
+    units: int
+    flops: str
+    bytes: str
+    relevance_per_cost: float | None
+    decision: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """`rows` for programs; printing it gives a table, with a summary of the graphs below."""
+
+    rows: tuple[Row, ...]
+    graphs: tuple[str, ...]
+
+    def __str__(self) -> str:
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=f"{len(self.rows)} pathways")
+        for name in ("graph", "kind", "place", "units", "FLOPs", "bytes", "SR", "decision"):
+            table.add_column(name, overflow="fold")
+        for row in self.rows:
+            relevance = "" if row.relevance_per_cost is None else f"{row.relevance_per_cost:.2e}"
+            cells = (row.graph, row.kind, row.place, row.units, row.flops, row.bytes, relevance, row.decision)
+            table.add_row(*map(str, cells))
+        text = io.StringIO()
+        console = Console(file=text, width=180)
+        console.print(table)
+        for line in self.graphs:
+            console.print(line, highlight=False)
+        return text.getvalue()
+
+
+def explain(compiled: object) -> Explanation:
+    """Every pathway of every graph compiled so far: kind, place, cost, relevance per cost, decision and why."""
+    graphs = compiled_graphs(compiled)
+    rows = [row for index, graph in enumerate(graphs) for row in _rows(index, graph)]
+    return Explanation(tuple(rows), tuple(_summary(index, graph) for index, graph in enumerate(graphs)))
+
+
+def _rows(index: int, graph: CompiledGraph) -> Iterable[Row]:
+    gates: dict[tuple[str, str], list[Gate]] = {}
+    for gate in graph.gates:
+        kind, place = gate.id.split(":", 1)
+        gates.setdefault((kind, place.rsplit("/", 1)[0]), []).append(gate)
+    refused = {(refusal.kind, refusal.place): refusal for refusal in graph.refusals}
+    seen = set()
+    for pathway in graph.pathways:
+        key = (pathway.kind, pathway.place)
+        seen.add(key)
+        decision = _decision(gates.get(key, []), refused.get(key))
+        yield _row(index, graph, pathway, decision)
+    for key, refusal in refused.items():
+        if key not in seen:
+            yield Row(index, refusal.kind, refusal.place, 0, "", "", None, _why(refusal))
+
+
+def _row(index: int, graph: CompiledGraph, pathway: Pathway, decision: str) -> Row:
+    relevance = None if graph.plan is None else graph.plan.relevance.get(f"{pathway.kind}:{pathway.place}")
+    flops, size = str(pathway.cost.flops), str(pathway.cost.bytes)
+    return Row(index, pathway.kind, pathway.place, pathway.units, flops, size, relevance, decision)
+
+
+def _decision(gates: Sequence[Gate], refusal: Refusal | None) -> str:
+    if not gates:
+        return "dense" if refusal is None else _why(refusal)
+    return "; ".join(_gate_state(gate) for gate in gates)
+
+
+def _gate_state(gate: Gate) -> str:
+    part = gate.id.rsplit("/", 1)[1] + " " if "/" in gate.id else ""
+    threshold = float(gate.record[0])
+    offered = int(gate.counters[0])
+    if threshold < 0:
+        return f"{part}open"
+    kept = f", {1 - _skipped(gate) / offered:.0%} kept of {offered}" if offered else ""
+    return f"{part}gated over {threshold:.3g}{kept}"
+
+
+def _why(refusal: Refusal) -> str:
+    return f"dense: {refusal.reason.value}" + (f" ({refusal.detail})" if refusal.detail else "")
+
+
+def _summary(index: int, graph: CompiledGraph) -> str:
+    total, different = graph.regions
+    gates = f"{len(graph.gates)} gates" if graph.gates else "no gates"
+    return f"graph {index}: {total} regions, {different} different, {gates}, {graph.calls} calls"
+
+
+def _skipped(gate: Gate) -> int:
+    return int(gate.counters[0]) - int(gate.counters[1])
+
+
+def _gate_counts(gates: Iterable[Gate]) -> dict[str, dict[str, int]]:
+    counts: dict[str, dict[str, int]] = {}
+    for gate in gates:
+        entry = counts.setdefault(gate.id, {"taken": 0, "offered": 0, "guards_failed": 0})
+        entry["offered"] += int(gate.counters[0])
+        entry["taken"] += int(gate.counters[1])
+        entry["guards_failed"] += int(gate.counters[2])
+    return counts
+
+
+def _cache_counts(graphs: Iterable[CompiledGraph]) -> dict[str, int]:
+    counts = {"hits": 0, "misses": 0, "evictions": 0}
+    for graph in graphs:
+        for name in counts:
+            counts[name] += getattr(graph.cache, name)
+    return counts
+
+
+def _drift(graphs: Iterable[CompiledGraph]) -> dict[str, float | None]:
+    plans = [graph.plan for graph in graphs if graph.plan is not None]
+    bounds = [graph.options.max_drift for graph in graphs if graph.options.max_drift is not None]
+    predicted = max((plan.drift for plan in plans), default=None)
+    return {"last": None, "predicted": predicted, "bound": min(bounds, default=None)}
+
+
+def _module_behind(compiled: object) -> torch.nn.Module | None:
+    for candidate in (compiled, getattr(compiled, "_torchdynamo_orig_callable", None)):
+        owner = candidate if isinstance(candidate, torch.nn.Module) else getattr(candidate, "__self__", None)
+        if isinstance(owner, torch.nn.Module):
+            return getattr(owner, "_orig_mod", owner)
+    return None
