@@ -27,6 +27,7 @@ class Experts:
     gate_up:   placeholder [E, 2 I, H] (gate first), or [E, I, H] where `gated` is False
     down:      placeholder [E, H, I]
     first, second: the nodes of the two grouped products
+    ends:      the node with each expert's last row plus one, int32 [E], or None if the product got none
     router:    the linear that scores experts, where the graph shows it
     topk:      the node that chooses
     activation: as in `neuron.Mlp`
@@ -35,6 +36,7 @@ class Experts:
     x: fx.Node
     first: fx.Node
     second: fx.Node
+    ends: fx.Node | None
     gate_up: fx.Node
     down: fx.Node
     router: Linear | None
@@ -95,6 +97,7 @@ def _match(view: GraphView, second: fx.Node) -> Experts | Refusal | None:
             _uncast(operands_of_first[0]),
             first,
             second,
+            argument(first, 2, "offs"),
             gate_up,
             down,
             _router(view, choices[-1]),

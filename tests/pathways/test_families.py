@@ -96,9 +96,8 @@ def test_every_family_is_expected() -> None:
 
 
 @pytest.mark.parametrize("name", families.names())
-def test_pathways_of_a_forward_call(name: str, capture) -> None:
-    tiny, expected = families.tiny(name), EXPECTED[name]
-    (graph,) = capture(tiny.model, **tiny.inputs(2, 8))
+def test_pathways_of_a_forward_call(name: str, family_graph) -> None:
+    graph, expected = family_graph(name), EXPECTED[name]
     _assert_same(graph)
     gm = graph.find()
     assert _counts(graph) == expected.counts()
