@@ -34,7 +34,7 @@ def test_pathways_add_up_to_what_torch_counts(name: str, capture) -> None:
     assert len(total.symbols) >= 2
     captured = captured_sizes(gm.graph)
     for batch, length in ((2, 8), (3, 17), (1, 1)):
-        sizes = {symbol: {2: batch, 8: length}[captured[str(symbol)]] for symbol in total.symbols}
+        sizes = {symbol: {0: 0, 2: batch, 8: length}[captured[str(symbol)]] for symbol in total.symbols}
         assert total.at(sizes)[0] == _counted(tiny.model, tiny.inputs(batch, length))
 
 
