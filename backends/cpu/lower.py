@@ -82,7 +82,11 @@ def _attends_natively(site: Attention, context: Context) -> bool:
         return False
     if site.softcap is not None or site.dropout_p != 0.0:
         return False
-    if isinstance(site.scale, fx.Node) or isinstance(site.is_causal, fx.Node) or not isinstance(q.shape[-1], int):
+    if (
+        isinstance(site.scale, fx.Node)
+        or isinstance(site.is_causal, fx.Node)
+        or not isinstance(q.shape[-1], int)
+    ):
         return False
     queries = size_of(q.shape[-2], context.sizes)
     return queries is not None and queries <= FEW_ROWS
@@ -93,4 +97,6 @@ def wants_native(x: fx.Node, context: Context) -> bool:
     value = value_of(x)
     if value.device.type != "cpu" or value.dtype not in NATIVE_DTYPES:
         return False
-    return has_few_rows(x, context.sizes) or (value.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_few_rows(x, context.sizes) or (
+        value.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )

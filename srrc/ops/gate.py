@@ -33,7 +33,7 @@ def decide(score: Tensor, gate: Tensor, alive: Tensor | None = None) -> Decision
     gate left (the guard's fraction is of those, and the others are never kept).
     """
     rows, units = score.shape
-    kept = ~(score <= gate[0])
+    kept = ~((score <= gate[0]) & (gate[0] >= 0))
     if alive is None:
         offered = score.new_full((rows,), float(units), dtype=torch.float32)
     else:
