@@ -16,10 +16,9 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-_IN_PLACE_OPERATORS = frozenset(
-    getattr(operator, name)
-    for name in _words("iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift")
-)
+_IN_PLACE = _words("iadd isub imul itruediv ifloordiv imod ipow imatmul iand ior ixor ilshift irshift")
+_IN_PLACE_OPERATORS = frozenset(getattr(operator, name) for name in _IN_PLACE)
+_IN_PLACE_METHODS = frozenset(f"__{name}__" for name in (*_IN_PLACE, "setitem"))
 
 _FRESH_FUNCTIONS = _words("""
     abs adaptive_avg_pool2d add addmm all and_ any arange argmax argmin avg_pool2d baddbmm batch_norm bmm
@@ -50,7 +49,8 @@ def written_arguments(node: fx.Node) -> Iterator[fx.Node]:
     """The arguments whose storage `node` may write to."""
     if node.op == "call_method":
         name = str(node.target)
-        if name.endswith("_") and not name.endswith("__") and isinstance(node.args[0], fx.Node):
+        writes = name.endswith("_") and not name.endswith("__")
+        if (writes or name in _IN_PLACE_METHODS) and isinstance(node.args[0], fx.Node):
             yield node.args[0]
     elif node.op == "call_function":
         yield from _written_by_function(node)
@@ -122,7 +122,7 @@ def aliased_arguments(node: fx.Node) -> list[fx.Node]:
         return []
     if node.op == "call_method" or node.target in {operator.getitem, operator.setitem, getattr}:
         return [node.args[0]] if isinstance(node.args[0], fx.Node) else []
-    return list(node.all_input_nodes)
+    return list(written_arguments(node)) or list(node.all_input_nodes)
 
 
 def changes_interpreter(node: fx.Node) -> bool:
