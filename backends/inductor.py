@@ -23,8 +23,20 @@ def compile_region(
 ) -> Callable[..., Any]:
     """Compile `module` (it is consumed) for `inputs` (fake tensors and SymInts). Returns f(*inputs) -> tuple."""
     with tracing(TracingContext(fake_mode)), torch.no_grad():
-        compiled: Callable[..., Any] = compile_fx(module, list(inputs), config_patches=dict(REGION_CONFIG))
+        values = [_resolved(value) for value in inputs]
+        compiled: Callable[..., Any] = compile_fx(module, values, config_patches=dict(REGION_CONFIG))
     return compiled
+
+
+def _resolved(value: object) -> object:
+    """A size under the name that its symbol goes by now.
+
+    Where Dynamo has found two symbols equal, Inductor writes code in terms of one and binds inputs by the name that
+    they were made with; in a whole graph some tensor's shape binds the one too, in a region perhaps none does.
+    """
+    if not isinstance(value, torch.SymInt) or value.node.shape_env is None:
+        return value
+    return value.node.shape_env.create_symintnode(value.node.expr, hint=value.node.hint)
 
 
 def compile_whole(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import fx
 
-from srrc.passes.region_key import region_key
+from srrc.passes.region_key import free_symbols, region_key
 
 T = TypeVar("T")
 
@@ -62,7 +62,8 @@ def partition(gm: fx.GraphModule, cuts: Iterable[fx.Node]) -> list[Region]:
 def make_region(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> Region:
     """A region of these nodes; inputs in order of first use, outputs in order of definition."""
     inside = set(nodes)
-    inputs = dict.fromkeys(a for node in nodes for a in node.all_input_nodes if a not in inside)
+    read = dict.fromkeys(a for node in nodes for a in node.all_input_nodes if a not in inside)
+    inputs = dict.fromkeys([*_sizes(gm, [*read, *nodes]), *read])
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
     return Region(tuple(nodes), tuple(inputs), tuple(outputs), region_key(gm, nodes, tuple(inputs), outputs))
 
@@ -93,6 +94,17 @@ def _best_period(keys: Sequence[str], at: int) -> tuple[int, int]:
         if times > 1 and period * times > best[0] * best[1]:
             best = (period, times)
     return best
+
+
+def _sizes(gm: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+    """The placeholders that hold the symbols in these nodes' shapes: Inductor wants every symbol as an input."""
+    holders = {}
+    for node in gm.graph.nodes:
+        value = node.meta.get("example_value") if node.op == "placeholder" else None
+        if isinstance(value, torch.SymInt):
+            holders[value.node.expr] = node
+    symbols = {s: None for node in nodes for s in free_symbols(node.meta.get("example_value"))} if holders else {}
+    return [holders[symbol] for symbol in symbols if symbol in holders]
 
 
 def _is_input(gm: fx.GraphModule, node: fx.Node) -> bool:

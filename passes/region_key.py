@@ -24,6 +24,17 @@ def region_key(
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def free_symbols(value: object) -> list[sympy.Symbol]:
+    """The symbols in a value's shape and strides, in order of appearance."""
+    sizes: list[object] = [value]
+    if isinstance(value, torch.Tensor):
+        sizes = [*value.shape, *(value.stride() if value.layout == torch.strided else ())]
+    elif isinstance(value, (tuple, list)):
+        return list(dict.fromkeys(symbol for item in value for symbol in free_symbols(item)))
+    expressions = [size.node.expr for size in sizes if isinstance(size, torch.SymInt)]
+    return list(dict.fromkeys(s for e in expressions for s in sorted(e.free_symbols, key=str)))
+
+
 def _aliases(inputs: Sequence[fx.Node], names: dict[fx.Node, str]) -> list[str]:
     """Inputs that share storage make another function where one of them is written to: they are in the key."""
     owners: dict[int, str] = {}

@@ -13,10 +13,7 @@ from torch import fx
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from srrc.errors import SrrError
-try:
-    from srrc.backends.cpu.build import ensure_built
-except ImportError:
-    def ensure_built(): return True
+from srrc.backends.cpu.build import ensure_built
 from srrc.backends.cpu.lower import LowerDense
 from srrc.backends.inductor import compile_region
 from srrc.passes.base import Pass
