@@ -1,0 +1,35 @@
+"""srrc, the Semantic Relevance Router compiler: `torch.compile(model, backend="srr")`.
+
+Importing srrc imports nothing heavy: each name below is loaded when it is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from srrc import models_zoo as models_zoo
+    from srrc.calibration import calibrate as calibrate
+    from srrc.profile import Profile as Profile
+    from srrc.report import explain as explain
+    from srrc.report import set_budget as set_budget
+    from srrc.report import stats as stats
+
+__version__ = "0.1.0.dev0"
+
+_PUBLIC = {
+    "Profile": "srrc.profile",
+    "calibrate": "srrc.calibration",
+    "explain": "srrc.report",
+    "set_budget": "srrc.report",
+    "stats": "srrc.report",
+}
+
+__all__ = ["Profile", "calibrate", "explain", "models_zoo", "set_budget", "stats"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "models_zoo":
+        return importlib.import_module("srrc.models_zoo")
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'srrc' has no attribute {name!r}")

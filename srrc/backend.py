@@ -55,7 +55,7 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
     refusal = _unfit(example_inputs)
     if refusal is None:
         try:
-            return compile_capture(capture(gm, example_inputs), graph, None)
+            return compile_capture(capture(gm, example_inputs), graph)
         except SrrError:
             raise
         except Exception as error:  # whatever a pass or Inductor raises, the user's program must run

@@ -12,10 +12,10 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensor, FakeTensorMode
 
-from srrc.errors import SrrError
 from srrc.backends.cpu.build import ensure_built
 from srrc.backends.cpu.lower import LowerDense
 from srrc.backends.inductor import compile_region
+from srrc.errors import SrrError
 from srrc.passes.base import Pass
 from srrc.passes.capture import parameter_names, placeholders
 from srrc.passes.context import Context
@@ -31,6 +31,7 @@ from srrc.passes.rows import FEW_ROWS
 from srrc.pathways.base import Pathway
 from srrc.pathways.channel import ChannelGroup
 from srrc.reasons import Reason, Refusal
+from srrc.routing import gate_source, guard_weights, profile_of, route
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.costs import GraphCost, dense_cost
 from srrc.runtime.driver import Step, build_driver
@@ -77,12 +78,32 @@ def capture(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Capture:
     return Capture(gm, fqns, weights, symbols, _fake_mode(gm), GateStore())
 
 
-def compile_capture(captured: Capture, graph: CompiledGraph, source: GateSource | None) -> Callable[..., Any]:
+def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., Any]:
     """Compile for the sizes that Dynamo captured; other signatures are compiled when they are first called.
 
     Fills `graph`. Raises whatever a pass or Inductor raises.
     """
+    profile = profile_of(graph.options)
+    weights = captured.living_weights()
+    source = None if profile is None else gate_source(profile, captured.fqns, weights)
     first = _specialise(captured, graph, source, {})
+    run = _dispatch(captured, graph, source, first)
+    if profile is None or not graph.gates:
+        return run
+    route(graph, profile)
+    check = guard_weights(graph, profile, {captured.fqns[name]: weight for name, weight in weights.items()})
+
+    def guarded(*args: Any) -> Any:
+        check()
+        return run(*args)
+
+    return guarded
+
+
+def _dispatch(
+    captured: Capture, graph: CompiledGraph, source: GateSource | None, first: Callable[..., Any]
+) -> Callable[..., Any]:
+    """What Dynamo calls: counts the call and picks the specialisation for its sizes."""
     graph.cost = GraphCost(dense_cost(graph.pathways), list(captured.symbols))
     positions = list(captured.symbols.values())
     rows = _rows(graph.pathways, list(captured.symbols))

@@ -77,7 +77,7 @@ def set_budget(compiled: object, budget: float) -> None:
     for graph in gated:
         assert graph.replan is not None
         graph.plan = graph.replan(value)
-        set_records(graph.gates, graph.plan.thresholds)
+        set_records(graph.gates, {} if graph.stale else graph.plan.thresholds)
 
 
 @dataclass(frozen=True)

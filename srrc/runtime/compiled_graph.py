@@ -6,10 +6,10 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
+from srrc.control.plan import Plan
 from srrc.options import Options
 from srrc.pathways.base import Pathway
 from srrc.reasons import Refusal
@@ -32,6 +32,7 @@ class CompiledGraph:
     source:     the driver's code
     cache:      its specialisations
     plan:       the plan its gates follow, None where it has no gates; `replan(budget)` makes another
+    stale:      whether the weights have left the profile behind: the gates are open then, and stay so
     """
 
     options: Options
@@ -45,8 +46,9 @@ class CompiledGraph:
     fallbacks: Counter[str] = field(default_factory=Counter)
     source: str = ""
     cache: Specialisations = field(default_factory=Specialisations)
-    plan: Any = None
-    replan: Callable[[float], Any] | None = None
+    plan: Plan | None = None
+    replan: Callable[[float | None], Plan] | None = None
+    stale: bool = False
     calls: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -55,7 +57,7 @@ class CompiledGraph:
         known = {(gate.id, gate.phase) for gate in self.gates}
         fresh = [gate for gate in gates if (gate.id, gate.phase) not in known]
         self.gates = [*self.gates, *fresh]
-        if self.plan is not None:
+        if self.plan is not None and not self.stale:
             set_records(fresh, self.plan.thresholds)
 
     def count(self, sizes: Sequence[int]) -> None:
