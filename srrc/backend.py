@@ -5,9 +5,10 @@ passes, its regions are compiled, and a driver calls them. Whatever goes wrong, 
 `backend="inductor"` would, with one warning that says why (an error under `strict=True`).
 """
 
-import inspect
+import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from srrc.backends.inductor import compile_whole
 from srrc.compiler import capture, compile_capture
+from srrc.dump import write_reproducer
 from srrc.errors import OptionError, SrrError
 from srrc.options import Options, parse_options
 from srrc.passes.capture import needs_gradients
@@ -45,7 +47,7 @@ def srr(
         configure_logs()
         return compile_graph(gm, example_inputs, parse_options(options))
     except SrrError as error:
-        raise _through_dynamo(error) from error.__cause__
+        raise _through_dynamo(error, sys._getframe()) from error.__cause__
 
 
 def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
@@ -59,11 +61,9 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
         except SrrError:
             raise
         except Exception as error:  # whatever a pass or Inductor raises, the user's program must run
-            fall_back(
-                graph,
-                Refusal("graph", "graph", Reason.COMPILE_FAILED, f"{type(error).__name__}: {error}"),
-                cause=error,
-            )
+            write_reproducer(options.dump_dir, graph, gm, example_inputs, error)
+            detail = f"{type(error).__name__}: {error}"
+            fall_back(graph, Refusal("graph", "graph", Reason.COMPILE_FAILED, detail), cause=error)
     else:
         graph.refusals.append(refusal)
     return _dense(gm, example_inputs, graph)
@@ -92,9 +92,12 @@ def _dense(gm: fx.GraphModule, example_inputs: Sequence[Any], graph: CompiledGra
     return call
 
 
-def _through_dynamo(error: SrrError) -> Exception:
-    """The same error, of a class that Dynamo hands on to the user as it is instead of wrapping it in its own."""
+def _through_dynamo(error: SrrError, frame: FrameType) -> Exception:
+    """The same error, of a class that Dynamo hands on to the user as it is instead of wrapping it in its own.
+
+    frame: where the traceback may begin, without Dynamo's frames above it.
+    """
     kind = type(error)
-    passing = type(kind.__name__, (kind, ShortenTraceback), {"__module__": kind.__module__})
-    made: Exception = passing(*error.args, first_useful_frame=inspect.currentframe())
+    passing = type(kind.__name__, (ShortenTraceback, kind), {"__module__": kind.__module__})
+    made: Exception = passing(*error.args, first_useful_frame=frame)
     return made

@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from srrc.backends.cpu.build import ensure_built
 from srrc.backends.cpu.lower import LowerDense
 from srrc.backends.inductor import compile_region
+from srrc.dump import stage_writer, write_result
 from srrc.errors import SrrError
 from srrc.passes.base import Pass
 from srrc.passes.capture import parameter_names, placeholders
@@ -89,8 +90,10 @@ def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., An
     first = _specialise(captured, graph, source, {})
     run = _dispatch(captured, graph, source, first)
     if profile is None or not graph.gates:
+        write_result(graph.options.dump_dir, graph)
         return run
     route(graph, profile)
+    write_result(graph.options.dump_dir, graph)
     check = guard_weights(graph, profile, {captured.fqns[name]: weight for name, weight in weights.items()})
 
     def guarded(*args: Any) -> Any:
@@ -138,7 +141,8 @@ def _specialise(
     passes: list[Pass] = [Normalise(), FindPathways(), InsertGates(source, graph.options.levels, fake_mode)]
     passes += [] if source is None else [PackWeights(source, fake_mode)]
     passes += [LowerDense(fake_mode)] if ensure_built() else []
-    gm = run_passes(passes, fx.GraphModule(captured.gm, copy_graph(captured.gm.graph)), context)
+    observe = stage_writer(graph.options.dump_dir, graph)
+    gm = run_passes(passes, fx.GraphModule(captured.gm, copy_graph(captured.gm.graph)), context, observe)
     regions = partition(gm, region_cuts(gm.graph, context.pathways))
     compiled = _compile_regions(gm, regions, fake_mode)
     log.info("%d regions, %d compiled", len(regions), len(set(map(id, compiled))))
