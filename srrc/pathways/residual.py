@@ -116,7 +116,7 @@ def _branch(view: GraphView, end: fx.Node, add: fx.Node, stream: fx.Node) -> Pat
         escapes.add(end)
     kept = {n for n in region if any(view.depends(escape, n) for escape in escapes)}
     nodes = view.in_order(region - kept)
-    if end in kept or not _contracts(view, set(nodes)):
+    if not _contracts(view, set(nodes)):
         return Refusal(place, "residual", Reason.USED_ELSEWHERE, f"{end.name} is also read outside the sum")
     between = view.nodes[view.order[nodes[0]] : view.order[end]]
     state = next((n for n in between if changes_interpreter(n)), None)

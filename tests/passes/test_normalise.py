@@ -110,6 +110,7 @@ def _transposed(x: Tensor, y: Tensor) -> Tensor:
 
 IN_PLACE = {
     "argument": (lambda x, y: x.mul_(2) + y, "mul_"),
+    "argument by dunder": (lambda x, y: x.__iadd__(y), "__iadd__"),
     "alias": (_alias, "mul_"),
     "wider operand": (_widened, "add_"),
     "column-major": (_transposed, "mul_"),

@@ -35,6 +35,11 @@ def _eager(q: Tensor, k: Tensor) -> Tensor:
     return torch.matmul(weights, _repeat(k))
 
 
+def _tile(x: Tensor, times: int = 2) -> Tensor:
+    batch, heads, length, depth = x.shape
+    return x[:, None].expand(batch, times, heads, length, depth).reshape(batch, times * heads, length, depth)
+
+
 CALLS = {
     "gqa": lambda q, k: F.scaled_dot_product_attention(q, k, k, is_causal=True, enable_gqa=True),
     "repeated": lambda q, k: F.scaled_dot_product_attention(q, _repeat(k), _repeat(k), is_causal=True),
@@ -57,6 +62,23 @@ def test_grouped_heads_are_seen_however_they_are_written(call: str, dynamic: boo
     sizes = captured_sizes(graph.gm.graph)
     assert len(pathway.cost.symbols) == (2 if dynamic else 0)
     assert pathway.cost.at(sizes)[0] == 2 * 3 * 4 * 7 * 7 * (4 + 4)
+
+
+def test_tiled_heads_are_not_repeated_ones(capture) -> None:
+    """Head 1 of four tiled ones is the second of two, where repetition would make it the first again."""
+    call = lambda q, k: F.scaled_dot_product_attention(q, _tile(k), _tile(k))  # noqa: E731
+    (graph,) = capture(Attend(call), torch.randn(3, 7, 16))
+    graph.find()
+    site = graph.of("attention")[0].site
+    assert site.groups == 1
+    assert site.k_base is site.k
+
+
+def test_values_may_be_narrower_than_keys(capture) -> None:
+    call = lambda q, k: F.scaled_dot_product_attention(q, _repeat(k), _repeat(k)[..., :3])  # noqa: E731
+    (graph,) = capture(Attend(call), torch.randn(3, 7, 16))
+    graph.find()
+    assert graph.of("attention")[0].cost.flops == 2 * 3 * 4 * 7 * 7 * (4 + 3)
 
 
 def test_a_softmax_between_other_products_is_no_attention(capture) -> None:

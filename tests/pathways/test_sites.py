@@ -131,6 +131,7 @@ def test_every_pathway_is_whole(name: str, family_graph) -> None:
         named = {node for node in read if node.name in graph.context.fqns}
         transposed = {node for node in read if node.target == "t" and node.args[0].name in graph.context.fqns}
         assert set(pathway.inputs) == read - named - transposed
+        assert not graph.view(gm).constants & set(pathway.inputs), "an input that is only weights"
         if pathway.kind in {"neuron", "expert", "attention", "residual"}:
             outputs = {pathway.output, *([pathway.site.add] if pathway.kind == "residual" else [])}
             for node in inside - outputs:
