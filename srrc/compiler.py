@@ -17,10 +17,12 @@ from srrc.backends.cpu.lower import LowerDense
 from srrc.backends.inductor import compile_region
 from srrc.dump import stage_writer, write_result
 from srrc.errors import SrrError
+from srrc.gated_calls import gated_calls
 from srrc.passes.base import Pass
 from srrc.passes.capture import parameter_names, placeholders
 from srrc.passes.context import Context
 from srrc.passes.cuts import region_cuts
+from srrc.passes.drifting_output import drifting_output
 from srrc.passes.find_pathways import FindPathways
 from srrc.passes.gating.source import GateSource
 from srrc.passes.insert_gates import InsertGates
@@ -32,7 +34,8 @@ from srrc.passes.rows import FEW_ROWS
 from srrc.pathways.base import Pathway
 from srrc.pathways.channel import ChannelGroup
 from srrc.reasons import Reason, Refusal
-from srrc.routing import gate_source, guard_weights, profile_of, route
+from srrc.routing import gate_source, guard_weights, profile_of, route, watched
+from srrc.runtime.break_even import break_even
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.costs import GraphCost, dense_cost
 from srrc.runtime.driver import Step, build_driver
@@ -95,12 +98,7 @@ def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., An
     route(graph, profile)
     write_result(graph.options.dump_dir, graph)
     check = guard_weights(graph, profile, {captured.fqns[name]: weight for name, weight in weights.items()})
-
-    def guarded(*args: Any) -> Any:
-        check()
-        return run(*args)
-
-    return guarded
+    return watched(graph, run, check, {id(weight) for weight in weights.values()})
 
 
 def _dispatch(
@@ -149,7 +147,11 @@ def _specialise(
     driver = build_driver(gm, [Step(c, r.inputs, r.outputs) for c, r in zip(compiled, regions, strict=True)])
     graph.regions, graph.source = (len(regions), len(set(map(id, compiled)))), driver.source
     graph.pathways, graph.refusals = context.pathways, context.refusals
+    graph.output = drifting_output(gm, context.pathways)
     graph.add_gates(context.gates)
+    if context.gates:
+        calls = gated_calls(gm, context.gates, captured.living_weights(), sizes)
+        graph.break_even = {**graph.break_even, **break_even(calls)}
     return driver.run
 
 

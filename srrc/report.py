@@ -11,9 +11,10 @@ import torch
 from srrc.errors import ModelError, OptionError
 from srrc.options import check_budget
 from srrc.pathways.base import Pathway
-from srrc.reasons import Refusal
+from srrc.reasons import Reason, Refusal
 from srrc.runtime.compiled_graph import CompiledGraph, graphs_of
 from srrc.runtime.gates import Gate, reset_counters, set_records
+from srrc.runtime.ledger import Entry
 
 
 def compiled_graphs(compiled: object) -> list[CompiledGraph]:
@@ -96,10 +97,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """`rows` for programs; printing it gives a table, with a summary of the graphs below."""
+    """`rows` and the sampled `ledger` for programs; printing it gives a table, with a summary of the graphs below."""
 
     rows: tuple[Row, ...]
     graphs: tuple[str, ...]
+    ledger: tuple[Entry, ...] = ()
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -124,7 +126,9 @@ def explain(compiled: object) -> Explanation:
     """Every pathway of every graph compiled so far: kind, place, cost, relevance per cost, decision and why."""
     graphs = compiled_graphs(compiled)
     rows = [row for index, graph in enumerate(graphs) for row in _rows(index, graph)]
-    return Explanation(tuple(rows), tuple(_summary(index, graph) for index, graph in enumerate(graphs)))
+    summaries = tuple(_summary(index, graph) for index, graph in enumerate(graphs))
+    ledger = tuple(entry for graph in graphs for entry in graph.ledger.entries())
+    return Explanation(tuple(rows), summaries, ledger)
 
 
 def _rows(index: int, graph: CompiledGraph) -> Iterable[Row]:
@@ -137,7 +141,8 @@ def _rows(index: int, graph: CompiledGraph) -> Iterable[Row]:
     for pathway in graph.pathways:
         key = (pathway.kind, pathway.place)
         seen.add(key)
-        decision = _decision(gates.get(key, []), refused.get(key))
+        reverted = frozenset() if graph.plan is None else graph.plan.reverted
+        decision = _decision(gates.get(key, []), refused.get(key), reverted)
         yield _row(index, graph, pathway, decision)
     for key, refusal in refused.items():
         if key not in seen:
@@ -150,18 +155,18 @@ def _row(index: int, graph: CompiledGraph, pathway: Pathway, decision: str) -> R
     return Row(index, pathway.kind, pathway.place, pathway.units, flops, size, relevance, decision)
 
 
-def _decision(gates: Sequence[Gate], refusal: Refusal | None) -> str:
+def _decision(gates: Sequence[Gate], refusal: Refusal | None, reverted: frozenset[str]) -> str:
     if not gates:
         return "dense" if refusal is None else _why(refusal)
-    return "; ".join(_gate_state(gate) for gate in gates)
+    return "; ".join(_gate_state(gate, reverted) for gate in gates)
 
 
-def _gate_state(gate: Gate) -> str:
+def _gate_state(gate: Gate, reverted: frozenset[str]) -> str:
     part = gate.id.rsplit("/", 1)[1] + " " if "/" in gate.id else ""
     threshold = float(gate.record[0])
     offered = int(gate.counters[0])
     if threshold < 0:
-        return f"{part}open"
+        return f"{part}open" + (f": {Reason.MEASURED_SLOWER.value}" if gate.id in reverted else "")
     kept = f", {1 - _skipped(gate) / offered:.0%} kept of {offered}" if offered else ""
     return f"{part}gated over {threshold:.3g}{kept}"
 
@@ -198,11 +203,16 @@ def _cache_counts(graphs: Iterable[CompiledGraph]) -> dict[str, int]:
     return counts
 
 
-def _drift(graphs: Iterable[CompiledGraph]) -> dict[str, float | None]:
-    plans = [graph.plan for graph in graphs if graph.plan is not None]
-    bounds = [graph.options.max_drift for graph in graphs if graph.options.max_drift is not None]
-    predicted = max((plan.drift for plan in plans), default=None)
-    return {"last": None, "predicted": predicted, "bound": min(bounds, default=None)}
+def _drift(graphs: Sequence[CompiledGraph]) -> dict[str, float | int | None]:
+    measured = [graph.drift for graph in graphs if graph.drift.samples]
+    samples = sum(drift.samples for drift in measured)
+    return {
+        "last": measured[-1].last if measured else None,
+        "mean": sum(drift.total for drift in measured) / samples if samples else None,
+        "samples": samples,
+        "predicted": max((graph.plan.drift for graph in graphs if graph.plan is not None), default=None),
+        "bound": min((g.options.max_drift for g in graphs if g.options.max_drift is not None), default=None),
+    }
 
 
 def _module_behind(compiled: object) -> torch.nn.Module | None:

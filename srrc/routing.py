@@ -1,9 +1,11 @@
 """Ties a compiled graph to its profile: what may be gated, which plan the gates follow, when they are not trusted."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +18,7 @@ from srrc.profile import Profile
 from srrc.reasons import Reason, Refusal
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.fallback import fall_back
+from srrc.runtime.feedback import dense_answer, drift_between, due
 from srrc.runtime.gates import set_records
 from srrc.runtime.watch import WeightWatch
 
@@ -48,11 +51,25 @@ def route(graph: CompiledGraph, profile: Profile) -> None:
     options = graph.options
 
     def replan(budget: float | None) -> Plan:
-        return controller.plan(profile, budget=budget, max_drift=options.max_drift)
+        plan = controller.plan(profile, budget=budget, max_drift=options.max_drift)
+        return without_losses(plan, graph.break_even)
 
     graph.replan = replan
     graph.plan = replan(options.budget)
     set_records(graph.gates, graph.plan.thresholds)
+
+
+def without_losses(plan: Plan, break_even: Mapping[str, float]) -> Plan:
+    """The plan with those gates left open that drop too little to save time on this machine.
+
+    break_even: gate id -> fraction dropped from which on the gate saves time, as measured
+    """
+    losing = {gate for gate, fraction in plan.fractions.items() if fraction <= break_even.get(gate, 0.0)}
+    thresholds = {
+        phase: {gate: record for gate, record in records.items() if gate not in losing}
+        for phase, records in plan.thresholds.items()
+    }
+    return dataclasses.replace(plan, thresholds=thresholds, reverted=frozenset(losing))
 
 
 def guard_weights(graph: CompiledGraph, profile: Profile, weights: Mapping[str, torch.Tensor]) -> Callable[[], None]:
@@ -74,6 +91,33 @@ def guard_weights(graph: CompiledGraph, profile: Profile, weights: Mapping[str, 
             fall_back(graph, Refusal("every gate", "graph", Reason.STALE_PROFILE, str(error)))
 
     return check
+
+
+def watched(
+    graph: CompiledGraph, run: Callable[..., Any], check: Callable[[], None], parameters: set[int]
+) -> Callable[..., Any]:
+    """What Dynamo calls of a gated graph: the weights are checked each time, ledger and feedback on sampled calls.
+
+    parameters: ids of the tensors that `run` does not write to
+    """
+    fraction = graph.options.feedback
+
+    def call(*args: Any) -> Any:
+        check()
+        number = graph.calls + 1
+        if not graph.ledger.due(number) and not (fraction and due(number, fraction)):
+            return run(*args)
+        dense = None
+        if fraction and graph.output is not None and due(number, fraction):
+            dense = dense_answer(run, args, graph.gates, parameters)[graph.output[0]]
+        before = graph.ledger.before(graph.gates)
+        routed = run(*args)
+        graph.ledger.after(number, graph.gates, before)
+        if dense is not None and graph.output is not None:
+            graph.drift.add(drift_between(dense, routed[graph.output[0]], logits=graph.output[1]))
+        return routed
+
+    return call
 
 
 def fuel() -> int | None:

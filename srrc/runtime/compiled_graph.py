@@ -4,7 +4,7 @@ import itertools
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,9 @@ from srrc.options import Options
 from srrc.pathways.base import Pathway
 from srrc.reasons import Refusal
 from srrc.runtime.costs import GraphCost
+from srrc.runtime.feedback import Drift
 from srrc.runtime.gates import Gate, set_records
+from srrc.runtime.ledger import Ledger
 from srrc.runtime.specialisations import Specialisations
 
 
@@ -32,6 +34,9 @@ class CompiledGraph:
     source:     the driver's code
     cache:      its specialisations
     plan:       the plan its gates follow, None where it has no gates; `replan(budget)` makes another
+    output:     position of the output whose drift counts, and whether it is logits; None where there is none
+    drift, ledger: what feedback measured, and what the gates decided, on sampled calls
+    break_even: gate id -> fraction that it must drop to save time here
     stale:      whether the weights have left the profile behind: the gates are open then, and stay so
     """
 
@@ -49,6 +54,10 @@ class CompiledGraph:
     plan: Plan | None = None
     replan: Callable[[float | None], Plan] | None = None
     stale: bool = False
+    output: tuple[int, bool] | None = None
+    drift: Drift = field(default_factory=Drift)
+    ledger: Ledger = field(default_factory=Ledger)
+    break_even: Mapping[str, float] = field(default_factory=dict)
     calls: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -73,6 +82,7 @@ class CompiledGraph:
             self.cost.flops = self.cost.bytes = 0.0
             self.fallbacks.clear()
             self.cache.reset_counts()
+            self.drift = Drift()
 
 
 _graphs: "weakref.WeakSet[CompiledGraph]" = weakref.WeakSet()

@@ -1,0 +1,95 @@
+"""Where a gate begins to pay on this machine: measured on its own op, its own weights, before it is trusted.
+
+A gate is never slower for nothing: deciding costs time, and skipping must save more. For each gate the op is timed
+open, with a threshold that drops nothing, and with one that drops half; a line through the last two tells from which
+fraction on it beats the open op. A plan that asks for less leaves the gate open.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import median
+from time import perf_counter
+
+import torch
+
+from srrc.runtime.gates import OPEN, Gate
+
+ROUNDS = 5
+"""Times each setting is timed; the settings take turns, and so do the gates, so that weights come from memory."""
+
+NEVER = 1.0
+"""A break-even fraction that no plan reaches: the gate stays open."""
+
+
+@dataclass(frozen=True)
+class GatedCall:
+    """One gated op with its real weights and an input of the right shape: `run()` calls it."""
+
+    run: Callable[[], object]
+    gates: Sequence[Gate]
+
+
+def break_even(calls: Sequence[GatedCall]) -> dict[str, float]:
+    """Gate id -> the fraction of units that must be dropped before the gate saves time. Counters end where they were.
+
+    Costs `ROUNDS` times three runs of each op, and a dozen to find its thresholds: about a second for 60 ops of 0.3 ms.
+    """
+    pairs = [(call, gate) for call in calls for gate in call.gates if gate.flops > 0]
+    before = {id(gate): (gate.record.clone(), gate.counters.clone()) for call in calls for gate in call.gates}
+    for call in calls:
+        for gate in call.gates:
+            _set(gate, OPEN[0])
+    halves = [_threshold(call, gate, 0.5) for call, gate in pairs]
+    times: list[tuple[list[float], list[float], list[float]]] = [([], [], []) for _ in pairs]
+    for _ in range(ROUNDS):
+        for setting in range(3):
+            for (call, gate), half, seen in zip(pairs, halves, times, strict=True):
+                _set(gate, (OPEN[0], 0.0, half)[setting])
+                started = perf_counter()
+                call.run()
+                seen[setting].append(perf_counter() - started)
+                _set(gate, OPEN[0])
+    for call in calls:
+        for gate in call.gates:
+            record, counters = before[id(gate)]
+            gate.record.copy_(record)
+            gate.counters.copy_(counters)
+    return {gate.id: crossing(*map(median, seen)) for (_, gate), seen in zip(pairs, times, strict=True)}
+
+
+def crossing(opened: float, none: float, half: float) -> float:
+    """The dropped fraction at which the line from (0, `none`) through (0.5, `half`) falls to `opened` (seconds)."""
+    if none <= opened:
+        return 0.0
+    if half >= none:
+        return NEVER
+    return min(NEVER, 0.5 * (none - opened) / (none - half))
+
+
+def _threshold(call: GatedCall, gate: Gate, fraction: float) -> float:
+    """A threshold that drops about `fraction` of the units for this call's input, by bisection on the counters."""
+    low, high = 0.0, 1e-6
+    while _dropped(call, gate, high) < fraction and high < 1e12:
+        low, high = high, high * 16
+    for _ in range(8):
+        middle = 0.5 * (low + high)
+        low, high = (middle, high) if _dropped(call, gate, middle) < fraction else (low, middle)
+    return high
+
+
+def _dropped(call: GatedCall, gate: Gate, threshold: float) -> float:
+    _set(gate, threshold)
+    gate.counters.zero_()
+    call.run()
+    offered, executed = int(gate.counters[0]), int(gate.counters[1])
+    _set(gate, OPEN[0])
+    return 1.0 - executed / offered if offered else 0.0
+
+
+def _set(gate: Gate, threshold: float) -> None:
+    gate.record[0], gate.record[1] = threshold, 0.0
+
+
+def random_input(shape: Sequence[int], dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """An activation to time with: normal, as most are."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)

@@ -1,0 +1,66 @@
+"""A sampled, bounded record of what gates decided at run time: for people who ask why."""
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from srrc.runtime.gates import Gate
+
+EVERY = 64
+"""One call in so many is recorded: reading 120 gates takes half a millisecond, hence 8 microseconds a call."""
+
+LENGTH = 4096
+"""Entries kept; the oldest go first."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One gate in one call.
+
+    call:      the graph's how-manieth
+    signature: phase of the specialisation that ran
+    gate:      its id
+    threshold: the score that a unit had to exceed; negative for an open gate
+    kept:      fraction of the offered units whose score did
+    trusted:   False where the guard failed for a row, which then kept everything
+    """
+
+    call: int
+    signature: str
+    gate: str
+    threshold: float
+    kept: float
+    trusted: bool
+
+
+class Ledger:
+    """The entries of one graph, oldest first. Thread-safe; calls that overlap a sampled one count into it."""
+
+    def __init__(self) -> None:
+        self._entries: deque[Entry] = deque(maxlen=LENGTH)
+        self._lock = threading.Lock()
+
+    def due(self, call: int) -> bool:
+        """Whether this call is recorded."""
+        return call % EVERY == 1
+
+    def before(self, gates: Sequence[Gate]) -> list[list[int]]:
+        """What the counters say before the call."""
+        return [gate.counters.tolist() for gate in gates]
+
+    def after(self, call: int, gates: Sequence[Gate], before: Sequence[Sequence[int]]) -> None:
+        """Record the call."""
+        entries = []
+        for gate, old in zip(gates, before, strict=True):
+            offered, executed, failed = (now - then for now, then in zip(gate.counters.tolist(), old, strict=True))
+            if offered > 0:
+                kept = executed / offered
+                entries.append(Entry(call, gate.phase, gate.id, float(gate.record[0]), kept, failed == 0))
+        with self._lock:
+            self._entries.extend(entries)
+
+    def entries(self) -> tuple[Entry, ...]:
+        """What is kept."""
+        with self._lock:
+            return tuple(self._entries)
