@@ -1,0 +1,42 @@
+"""Decoders under `backend="srr"` against eager: forward and greedy tokens in fp32, and what was found."""
+
+import pytest
+
+from srrc.models_zoo import families
+
+GATED = {"residual": 4, "neuron": 2, "channel": 9, "vocab": 1, "attention": 2}
+PATHWAYS = {
+    "llama": GATED,
+    "mistral": GATED,
+    "qwen2": GATED,
+    "qwen3": GATED,
+    "gemma2": GATED,
+    "gemma3": GATED,
+    "phi3": GATED,
+    "gpt2": GATED,
+    "gpt-neox": GATED,
+    "opt": GATED,
+    "falcon": GATED | {"channel": 7},
+    "mixtral": {"residual": 4, "channel": 7, "vocab": 1, "attention": 2, "expert": 2},
+    "qwen2-moe": GATED | {"expert": 2},
+}
+"""Pathways by kind of each two-layer model."""
+
+UNEQUAL = {"gemma3"}
+"""Families whose two layers differ, a local and a global one, so that nothing is shared between them."""
+
+
+@pytest.mark.parametrize("name", PATHWAYS)
+def test_forward_and_greedy_tokens_equal_eager(name: str, parity) -> None:
+    run = parity(name)
+    run.forward(2, 6)
+    assert run.pathways() == PATHWAYS[name]
+    regions, different = run.graphs()[0].regions
+    assert regions > 2
+    assert (different == regions) == (name in UNEQUAL)
+    run.generate(2, 6)
+    assert run.fallbacks() == {}
+
+
+def test_every_decoder_is_here() -> None:
+    assert set(PATHWAYS) == {name for name in families.names() if families.tiny(name).kind == "decoder"}
