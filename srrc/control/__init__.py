@@ -1,0 +1,1 @@
+"""Budget to plan: spends a budget over the gates by marginal relevance per cost."""

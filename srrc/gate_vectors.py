@@ -1,0 +1,86 @@
+"""What gates need beside weights, from real inputs: a basis for the vocabulary head, norms for neurons."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from srrc.gated_model import GatedModel
+from srrc.passes.gating.source import GateSource
+from srrc.pathways.base import Linear, Pathway
+from srrc.pathways.neuron import Mlp
+from srrc.pathways.vocab import Head
+from srrc.relevance.basis import Moments, head_basis
+from srrc.relevance.replay import Replay
+from srrc.relevance.statistics import Look, look
+
+EXACT_SHARE = 24
+"""One token in so many gets exact logits. On a vocabulary of 49,152, 2,048 of them leave a tenth of the drift
+that 512 leave, for a twenty-fourth of the head's cost."""
+
+
+def gate_vectors(
+    gated: GatedModel, calls: Sequence[Any], *, neurons: bool, skip_first: int
+) -> dict[str, Tensor]:
+    """Vectors by "gate id/name", measured over `calls` (arguments of the graph).
+
+    For a head: rotation, inverse [H, H], mean [H] and exact []. With `neurons`, for an MLP's neuron gate:
+                norm [I].
+    """
+    looks: dict[fx.Node, list[Look]] = {}
+    finish: list[Callable[[], Mapping[str, Tensor]]] = []
+    for pathway in gated.pathways:
+        site = pathway.site
+        if isinstance(site, Head):
+            moments = Moments(site.linear.in_features)
+            looks.setdefault(site.linear.x, []).append(_tail(moments.add, skip_first))
+            finish.append(functools.partial(_head, gated, pathway, moments))
+        elif neurons and isinstance(site, Mlp) and site.gate is not None:
+            mean = _Mean(site.up)
+            looks.setdefault(site.up.node, []).append(_tail(mean.add, skip_first))
+            finish.append(functools.partial(_neuron, gated, pathway, mean))
+    if looks:
+        look(Replay(gated.base, ()), calls, looks)
+    return {name: vector for each in finish for name, vector in each().items()}
+
+
+class _Mean:
+    """Mean magnitude of a linear's outputs: float32 [out_features]."""
+
+    def __init__(self, linear: Linear) -> None:
+        self._rows = slice(*linear.rows) if linear.rows is not None else slice(None)
+        self._sum, self._count = torch.zeros(linear.out_features), 0
+
+    def add(self, value: Tensor) -> None:
+        flat = value[..., self._rows].reshape(-1, len(self._sum))
+        self._sum += flat.float().abs().sum(0)
+        self._count += len(flat)
+
+    def value(self) -> Tensor:
+        return self._sum / max(self._count, 1)
+
+
+def _tail(add: Look, skip: int) -> Look:
+    """`add` of all but the first positions."""
+    return lambda value: add(value[..., skip:, :] if value.dim() >= 3 and value.shape[-2] > skip else value)
+
+
+def _head(gated: GatedModel, pathway: Pathway, moments: Moments) -> dict[str, Tensor]:
+    site = pathway.site
+    assert isinstance(site, Head)
+    weight = gated.weights[site.linear.weight.name].detach()
+    weight = weight.t() if site.linear.transposed else weight
+    weight = weight if site.linear.rows is None else weight[slice(*site.linear.rows)]
+    basis = head_basis(moments, weight)
+    exact = torch.tensor(max(1, site.linear.out_features // EXACT_SHARE))
+    found = {"rotation": basis.rotation, "inverse": basis.inverse, "mean": basis.mean, "exact": exact}
+    return {f"vocab:{pathway.place}/{name}": vector for name, vector in found.items()}
+
+
+def _neuron(gated: GatedModel, pathway: Pathway, mean: _Mean) -> dict[str, Tensor]:
+    site = pathway.site
+    assert isinstance(site, Mlp)
+    norm = GateSource(lambda gate: True, gated.weights).column_norm((site.down,))
+    return {f"neuron:{pathway.place}/neuron/norm": mean.value() * norm}

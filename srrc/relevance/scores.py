@@ -1,0 +1,84 @@
+"""What each gated op's gates score, read off the arguments of a call: one function an op, in the order of its
+rows.
+
+The ops say what a score is; this file evaluates it without deciding, so that calibration can look at all of
+them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+
+from srrc.ops import activation as activations
+from srrc.ops.gate import input_score
+from srrc.ops.vocab_head import rotate
+
+Arguments = Mapping[str, Any]
+"""Argument name -> value, as the op's schema names them."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """`score` float32 [..., units], with the leading shape of the op's x: |input| times `norm`, float32
+    [units].
+    """
+
+    score: Tensor
+    norm: Tensor
+
+
+def _channel_linear(a: Arguments) -> list[Scored]:
+    return [Scored(input_score(a["x"], a["norm"]), a["norm"])]
+
+
+def _neuron_mlp(a: Arguments) -> list[Scored]:
+    act, x = activations.lookup(a["activation"]).forward, a["x"]
+    up = F.linear(x, a["up_weight"], a["up_bias"])
+    if a["gate_weight"] is None:
+        acted = hidden = act(up)
+    else:
+        acted = act(F.linear(x, a["gate_weight"], a["gate_bias"]))
+        hidden = acted * up
+    pairs = ((x, a["input_norm"]), (acted, a["neuron_norm"]), (hidden, a["down_norm"]))
+    return [Scored(input_score(value, norm), norm) for value, norm in pairs]
+
+
+def _vocab_head(a: Arguments) -> list[Scored]:
+    y = rotate(a["x"], a["rotation"], a["mean"])
+    return [Scored(input_score(y, a["norm"]), a["norm"])]
+
+
+_SCORES: Mapping[str, tuple[str, Callable[[Arguments], list[Scored]]]] = {
+    "srr::channel_linear": ("gate", _channel_linear),
+    "srr::neuron_mlp": ("gates", _neuron_mlp),
+    "srr::vocab_head": ("gate", _vocab_head),
+}
+"""Qualified op name -> (the argument that holds its gate records, its scores)."""
+
+
+def records_argument(node: fx.Node) -> str | None:
+    """The name of the argument that holds the node's gate records; None for a node that is no gated op."""
+    entry = _SCORES.get(_name(node))
+    return None if entry is None else entry[0]
+
+
+def scores(node: fx.Node, arguments: Arguments) -> list[Scored]:
+    """Scores of each of the node's gates. Raises KeyError for a node that is no gated op."""
+    with torch.no_grad():
+        return _SCORES[_name(node)][1](arguments)
+
+
+def named_arguments(node: fx.Node) -> dict[str, Any]:
+    """The node's arguments by the names of its op's schema."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    names = [argument.name for argument in node.target._schema.arguments]  # noqa: SLF001
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+def _name(node: fx.Node) -> str:
+    target = node.target
+    return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""  # noqa: SLF001
