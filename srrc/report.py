@@ -1,6 +1,7 @@
 """What a compiled model did and why: `stats` (numbers), `explain` (every pathway), `set_budget`."""
 
 import io
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from typing import Any
 
 import torch
 
-from srrc.errors import ModelError, OptionError
+from srrc.errors import ModelError, OptionError, SrrWarning
 from srrc.options import check_budget
 from srrc.pathways.base import Pathway
 from srrc.reasons import Reason, Refusal
@@ -26,7 +27,14 @@ def compiled_graphs(compiled: object) -> list[CompiledGraph]:
     module = _module_behind(compiled)
     if module is None:
         raise ModelError(f"no torch.nn.Module behind {compiled!r}; pass the model or what torch.compile() returned")
-    return graphs_of([*module.parameters(), *module.buffers()])
+    graphs = graphs_of([*module.parameters(), *module.buffers()])
+    if not graphs and compiled is not module and hasattr(module, "generate"):
+        message = (
+            "nothing has been compiled yet. generate() on what torch.compile() returned runs the model inside, eager; "
+            "use model.compile(backend='srr') and model.generate()"
+        )
+        warnings.warn(message, SrrWarning, stacklevel=3)
+    return graphs
 
 
 def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
