@@ -147,15 +147,43 @@ def explain(
 def bench(
     model: Model,
     json_path: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
+    plot_path: Annotated[Path | None, typer.Option("--plot", help="draw drift against speed into it")] = None,
     profile: ProfilePath = None,
+    budgets: Annotated[str, typer.Option(help="of the routed variants")] = "0.9,0.8,0.7,0.6,0.5",
+    variants: Annotated[
+        str | None,
+        typer.Option(help="some of eager,inductor,inductor-frozen,srr,routed,random; by default all"),
+    ] = None,
     dtype: Dtype = "float32",
+    threads: Annotated[int, typer.Option(help="of each variant")] = 1,
+    prompts: Annotated[int, typer.Option(help="how many prompts to continue")] = 20,
+    rounds: Annotated[int, typer.Option(help="how many of them the routed variants continue")] = 8,
+    new_tokens: Annotated[int, typer.Option(help="tokens to write after each prompt")] = 128,
+    prefill_length: Annotated[int, typer.Option(help="tokens of each prompt")] = 128,
+    heldout_tokens: Annotated[int, typer.Option(help="tokens of each domain to judge by")] = 512,
+    quick: Annotated[bool, typer.Option(help="a smoke run: everything once, and little of it")] = False,
 ) -> None:
     """Measure eager, inductor, and srr exact and at budgets, against each other."""
-    from srrc.bench import run
+    from srrc.bench.run import bench as measure
+    from srrc.bench.settings import Settings, parse_budgets
 
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-    run.bench(model, json_path=json_path, profile=profile, dtype=dtype)
+    settings = Settings(
+        model,
+        dtype=dtype,
+        threads=threads,
+        prompts=prompts,
+        rounds=rounds,
+        new_tokens=new_tokens,
+        prefill_length=prefill_length,
+        heldout_tokens=heldout_tokens,
+        budgets=parse_budgets(budgets),
+        profile=profile,
+    )
+    kinds = None if variants is None else [kind.strip() for kind in variants.split(",")]
+    for path in (json_path, plot_path):
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    measure(settings.quick() if quick else settings, kinds=kinds, json_path=json_path, plot_path=plot_path)
 
 
 @app.command()

@@ -62,7 +62,7 @@ def generate(
     for a model that writes no text.
     """
     inputs = encode(model, tokenizer, prompt, raw=raw)
-    _compile(model, backend, options)
+    compile_for(model, backend, options)
     first = _timed(model, inputs, max_new_tokens)
     if backend == "srr":
         _stats(model, reset=True)
@@ -98,12 +98,12 @@ def run_once(
     """
     if _writes(model):
         inputs = encode(model, tokenizer, prompt, raw=False)
-        _compile(model, "srr", options)
+        compile_for(model, "srr", options)
         _timed(model, inputs, 4)
         return
     if not callable(tokenizer):
         raise ModelError(_NO_TOKENIZER)
-    _compile(model, "srr", options)
+    compile_for(model, "srr", options)
     with torch.no_grad():
         model(**tokenizer(prompt, return_tensors="pt"))
 
@@ -130,7 +130,11 @@ def _writes(model: Any) -> bool:
     return hasattr(model, "can_generate") and bool(model.can_generate())
 
 
-def _compile(model: nn.Module, backend: str, options: Mapping[str, object] | None) -> None:
+def compile_for(model: nn.Module, backend: str, options: Mapping[str, object] | None) -> None:
+    """Compile `model` in place for one of `BACKENDS`; `options` are those of srr.
+
+    Raises OptionError for an unknown backend, and for options of a backend that takes none.
+    """
     if backend not in BACKENDS:
         raise OptionError(f"no backend {backend!r}; known: {', '.join(BACKENDS)}")
     if options and backend != "srr":
