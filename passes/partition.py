@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from srrc.passes.region_key import free_symbols, region_key
+from srrc.pathways.effects import changes_interpreter
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class Region:
 def partition(gm: fx.GraphModule, cuts: Iterable[fx.Node]) -> list[Region]:
     """Split `gm` after every node in `cuts` and merge what repeats. Returns the regions in order of execution."""
     nodes = [n for n in gm.graph.nodes if not _is_input(gm, n) and n.op != "output"]
-    ends = set(cuts) if _may_cut(nodes) else set()
+    ends = set(cuts).intersection(_may_end(nodes))
     slices: list[list[fx.Node]] = [[]]
     for node in nodes:
         slices[-1].append(node)
@@ -103,7 +104,9 @@ def _sizes(gm: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:
         value = node.meta.get("example_value") if node.op == "placeholder" else None
         if isinstance(value, torch.SymInt):
             holders[value.node.expr] = node
-    symbols = {s: None for node in nodes for s in free_symbols(node.meta.get("example_value"))} if holders else {}
+    symbols = (
+        {s: None for node in nodes for s in free_symbols(node.meta.get("example_value"))} if holders else {}
+    )
     return [holders[symbol] for symbol in symbols if symbol in holders]
 
 
@@ -113,10 +116,17 @@ def _is_input(gm: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "placeholder"
 
 
-def _may_cut(nodes: Iterable[fx.Node]) -> bool:
-    """False where a node changes state that the nodes after it run under (autocast, grad mode): one region then."""
-    marks = ("_enter_", "_exit_", "_set_grad_enabled", "inference_mode")
-    return not any(
-        n.op == "call_module" or any(mark in getattr(n.target, "__name__", "") for mark in marks)
-        for n in nodes
-    )
+def _may_end(nodes: Sequence[fx.Node]) -> Sequence[fx.Node]:
+    """The nodes after which a region may end: none between the first and the last that change what the nodes after
+    them run under (autocast, vmap), since a region starts from the state that the whole graph starts from.
+    """
+    if any(n.op == "call_module" or _lasts(n) for n in nodes):
+        return ()
+    marks = [index for index, node in enumerate(nodes) if changes_interpreter(node)]
+    return [*nodes[: marks[0]], *nodes[marks[-1] :]] if marks else nodes
+
+
+def _lasts(node: fx.Node) -> bool:
+    """True for a state that is set, not entered and left."""
+    name = getattr(node.target, "__name__", "")
+    return "_set_grad_enabled" in name or "inference_mode" in name

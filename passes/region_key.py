@@ -50,8 +50,13 @@ def _aliases(inputs: Sequence[fx.Node], names: dict[fx.Node, str]) -> list[str]:
 
 
 def _attribute(gm: fx.GraphModule, node: fx.Node) -> str:
-    value = gm.get_submodule(str(node.target)) if hasattr(gm, str(node.target)) else None
-    return value.code if isinstance(value, fx.GraphModule) else f"{node.target} {id(value)}"
+    """A graph that this one holds (a branch of control flow): its code, and which tensors it holds itself."""
+    value = getattr(gm, str(node.target), None)
+    if not isinstance(value, fx.GraphModule):
+        return f"{node.target} {id(value)}"
+    code = [module.code for module in value.modules() if isinstance(module, fx.GraphModule)]
+    held = [(name, id(tensor)) for name, tensor in (*value.named_parameters(), *value.named_buffers())]
+    return f"{code} {held}"
 
 
 def _target(target: object) -> str:
