@@ -3,6 +3,7 @@
 #include "gemm.h"
 #include "linear.h"
 #include "rows.h"
+#include "select.h"
 
 #define SRR_TEXT(name) #name
 #define SRR_NAME(name) SRR_TEXT(name)
@@ -15,6 +16,7 @@ extern "C" __attribute__((visibility("default"))) const srr::Table* srr_kernels(
       PAIR,
       {dot<float>, dot<bf16>},
       {axpy<float>, axpy<bf16>},
+      axpy<i8>,
       gemm,
       gemm_scratch,
       {widen_row<float>, widen_row<bf16>},
@@ -25,6 +27,23 @@ extern "C" __attribute__((visibility("default"))) const srr::Table* srr_kernels(
       exp_sum,
       greatest,
       exp_row,
+      add_rows,
+      best,
   };
   return &table;
+}
+
+// Reads n floats as fast as memory allows, for bench to compare with: four streams, whose sum keeps it honest.
+extern "C" __attribute__((visibility("default"))) float srr_read(const float* p, int64_t n) {
+  using namespace SRR_NS;
+  const int64_t each = n / 4 / PAIR * PAIR;
+  vf a[4] = {}, b[4] = {};
+  for (int64_t i = 0; i < each; i += PAIR)
+    for (int s = 0; s < 4; ++s) {
+      a[s] += load(p + s * each + i);
+      b[s] += load(p + s * each + i + W);
+    }
+  vf total = {};
+  for (int s = 0; s < 4; ++s) total += a[s] + b[s];
+  return sum(total);
 }

@@ -55,6 +55,7 @@ struct Table {
   // Each kernel takes a range of its output: rows of w, columns of w, columns of out.
   void (*dot[DTYPES])(const Dot&, int64_t begin, int64_t end);
   void (*axpy[DTYPES])(const Axpy&, int64_t begin, int64_t end);
+  void (*axpy_int8)(const Axpy&, int64_t begin, int64_t end);  // n >= padding; `coef` holds the scales
   void (*gemm)(const Gemm&, float* scratch, int64_t begin, int64_t end);
   int64_t (*gemm_scratch)(int64_t m);
   // x of any dtype to float: natural order, and the order that `dot` wants (zero padded).
@@ -70,6 +71,11 @@ struct Table {
   float (*exp_sum)(float* x, float max, int64_t n);
   float (*greatest)(const float* x, int64_t n);
   void (*exp)(float* x, int64_t n);
+  // values += more; whether any sum is NaN.
+  bool (*add)(float* values, const float* more, int64_t n);
+  // The places of the `count` best values and of all that equal the last of them, ascending; returns how many.
+  // No value may be NaN. list: [n]; scratch: [n + padding].
+  int64_t (*best)(const float* values, int64_t n, int64_t count, int32_t* list, int32_t* scratch);
 };
 
 }  // namespace srr
