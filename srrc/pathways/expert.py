@@ -135,21 +135,22 @@ def _router(view: GraphView, topk: fx.Node) -> Linear | None:
 
 
 def _pathway(view: GraphView, site: Experts) -> Pathway:
-    nodes = view.nodes[view.order[site.first] : view.order[site.second] + 1]
-    inside = tuple(
-        n
-        for n in nodes
-        if n in {site.first, site.second} or (view.depends(n, site.first) and view.depends(site.second, n))
-    )
+    between = view.nodes[view.order[site.first] : view.order[site.second] + 1]
+    inside = {n for n in between if view.depends(n, site.first) and view.depends(site.second, n)}
+    # The views that turn the weights round go along.
+    turned = {
+        a for n in inside for a in n.all_input_nodes if a in view.constants and not view.is_parameter(a)
+    }
+    nodes = view.in_order(inside | {a for a in turned if inside.issuperset(a.users)})
     return Pathway(
         kind="expert",
         place=view.fqn(site.gate_up),
         site=site,
-        nodes=inside,
-        inputs=view.inputs_of(inside),
+        nodes=nodes,
+        inputs=view.inputs_of(nodes),
         output=site.second,
         weights=(view.fqn(site.gate_up), view.fqn(site.down)),
         units=site.experts,
-        cost=region_cost(view, inside),
+        cost=region_cost(view, nodes),
         bypass=Bypass.ZERO,
     )

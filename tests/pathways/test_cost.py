@@ -26,9 +26,8 @@ def _counted(model, inputs) -> int:
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "gpt2", "gpt-neox", "falcon", "bert", "t5", "gemma2"])
-def test_pathways_add_up_to_what_torch_counts(name: str, capture) -> None:
-    tiny = families.tiny(name)
-    (graph,) = capture(tiny.model, dynamic=True, **tiny.inputs(2, 8))
+def test_pathways_add_up_to_what_torch_counts(name: str, family_graph) -> None:
+    tiny, graph = families.tiny(name), family_graph(name, dynamic=True)
     gm = graph.find()
     total = sum((p.cost for p in graph.context.pathways if p.kind in ADDITIVE), start=ZERO_COST)
     assert len(total.symbols) >= 2
@@ -53,9 +52,8 @@ def test_bytes_are_weights_and_activations_once(name: str, capture) -> None:
     assert weights < moved < 1.12 * weights
 
 
-def test_costs_are_annotated_and_evaluated(capture) -> None:
-    tiny = families.tiny("llama")
-    (graph,) = capture(tiny.model, dynamic=True, **tiny.inputs(2, 8))
+def test_costs_are_annotated_and_evaluated(family_graph) -> None:
+    graph = family_graph("llama", dynamic=True)
     gm = graph.find()
     AnnotateCost()(gm, graph.context)
     costs = graph.context.costs
@@ -71,9 +69,8 @@ def test_costs_are_annotated_and_evaluated(capture) -> None:
     assert graph.context.costs["vocab", "model.embed_tokens.weight"][0] == 2 * 2 * 100 * 64 * 256
 
 
-def test_experts_are_read_no_more_often_than_there_are_rows(capture) -> None:
-    tiny = families.tiny("mixtral")
-    (graph,) = capture(tiny.model, dynamic=True, **tiny.inputs(2, 8))
+def test_experts_are_read_no_more_often_than_there_are_rows(family_graph) -> None:
+    graph = family_graph("mixtral", dynamic=True)
     graph.find()
     cost = graph.of("expert")[0].cost
     one = dict.fromkeys(cost.symbols, 1)

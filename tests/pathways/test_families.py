@@ -123,9 +123,8 @@ GENERATORS = [name for name in families.names() if families.tiny(name).generates
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_dynamic_shapes_give_the_same_pathways(name: str, capture) -> None:
-    tiny, expected = families.tiny(name), EXPECTED[name]
-    (graph,) = capture(tiny.model, dynamic=True, **tiny.inputs(2, 8))
+def test_dynamic_shapes_give_the_same_pathways(name: str, family_graph) -> None:
+    graph, expected = family_graph(name, dynamic=True), EXPECTED[name]
     _assert_same(graph)
     graph.find()
     counts = expected.counts()
