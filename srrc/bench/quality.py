@@ -13,8 +13,8 @@ Reads = Mapping[str, Mapping[str, Any]]
 def quality(reads: Reads, reference: Reads | None) -> dict[str, Any]:
     """Over all domains together, and under "domains" over each.
 
-    perplexity; with a reference: relative_perplexity (1 is the reference's), kl (nats a token), both with a 95%
-    interval under "..._interval", argmax_agreement (0..1), logits_apart (largest difference of a logit).
+    perplexity; with a reference: relative_perplexity (1 is the reference's), kl (nats a token), both with a
+    95% interval under "..._interval", argmax_agreement (0..1), logits_apart (largest difference of a logit).
     """
     domains = {name: _figures([read], _of(reference, name)) for name, read in reads.items()}
     together = _figures(list(reads.values()), [read for name in reads for read in _of(reference, name)])

@@ -1,0 +1,115 @@
+"""The whole bench on a tiny random Llama: processes, compilation, table, JSON and plot."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from srrc import cli
+
+FACTORY = """
+def llama():
+    from srrc.models_zoo import families
+
+    return families.tiny("llama").model
+
+
+def bert():
+    from srrc.models_zoo import families
+
+    return families.tiny("bert").model
+
+
+def only_once():
+    import os, sys
+
+    if "srrc.bench.worker" in sys.modules["__main__"].__spec__.name:
+        os._exit(7)
+    return llama()
+"""
+
+SCHEMA = {
+    "name": str,
+    "decode_tokens_per_s": float,
+    "prefill_tokens_per_s": float,
+    "flops_per_token": float,
+    "bytes_per_token": float,
+    "peak_memory_bytes": int,
+    "compile_cold_s": type(None),  # a smoke run times no compilation
+    "compile_warm_s": type(None),
+    "perplexity": float,
+    "relative_perplexity": float,
+    "kl": float,
+}
+
+
+@pytest.fixture(autouse=True)
+def factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module `tiny_models` that the workers can import."""
+    (tmp_path / "tiny_models.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, ["bench", *arguments])
+
+
+def test_two_variants_of_a_tiny_llama(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    out, picture = tmp_path / "new" / "bench.json", tmp_path / "bench.png"
+    result = run(
+        "tiny_models:llama", "--quick", "--variants", "eager,srr", "--json", str(out), "--plot", str(picture)
+    )
+    assert result.exit_code == 0, result.output
+    assert "Speed: tiny_models:llama, float32, 1 thread" in result.stdout
+    value = json.loads(out.read_text())
+    assert value["failed"] == []
+    assert value["machine"]["threads"] == 1
+    eager, srr = value["variants"]
+    assert (eager["name"], srr["name"]) == ("eager", "srr")
+    for row in (eager, srr):
+        for name, kind in SCHEMA.items():
+            assert isinstance(row[name], kind), (row["name"], name, row[name])
+        assert row["greedy"]["prompts_equal"] == row["greedy"]["prompts"] == 2
+        assert row["recompiled_while_measuring"] == 0
+    assert srr["kl"] < 1e-6
+    assert srr["flops_per_token"] == eager["flops_per_token"] > 0
+    assert srr["speedups"]["eager"]["decode"]["median"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in out.parent.iterdir()] == ["bench.json"]
+
+
+def test_a_variant_whose_process_dies_leaves_one_line(tmp_path: Path) -> None:
+    result = run(
+        "tiny_models:only_once", "--quick", "--variants", "eager", "--json", str(tmp_path / "x.json")
+    )
+    assert result.exit_code == 2
+    assert "eager is missing: the process died (exit code 7)" in result.stdout
+    assert json.loads((tmp_path / "x.json").read_text())["variants"] == []
+    assert result.stderr.splitlines()[-1].startswith(
+        "srrc: no variant of 'tiny_models:only_once' could be measured"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("tiny_models:llama", "--budgets", "half"), "'half' is not a number"),
+        (("tiny_models:llama", "--variants", "inductr"), "did you mean 'inductor'"),
+        (("tiny_models:llama", "--variants", "routed"), "needs --profile"),
+        (("tiny_models:llama", "--dtype", "float8"), "no dtype 'float8'"),
+        (("tiny_models:llama", "--threads", "0"), "threads=0"),
+        (("tiny_models:llama", "--profile", "missing.srr"), "no profile at missing.srr"),
+        (("tiny_models:bert",), "writes no text"),
+        (("smollm2-135",), "did you mean 'smollm2-135m'"),
+    ],
+)
+def test_bench_refuses_bad_input(arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    lines = result.stderr.splitlines()
+    assert message in lines[-1]
+    assert lines[-1].startswith("srrc: ")
