@@ -36,7 +36,9 @@ class GateCost:
     flops:    floating-point operations that one unit costs
     bytes:    bytes of weights that one unit reads
     overhead: floating-point operations of deciding, per unit, paid whenever the gate is there
-    fixed_flops, fixed_bytes: what the gate adds however many units it drops (a coarse copy, a rotation)
+    fixed_flops, fixed_bytes: what the gate adds however many units it drops (a rotation, exact candidates)
+    spared_bytes: what it saves however many it keeps: bytes of the dense weights beyond those of all units,
+                  which are read from a narrower copy
     """
 
     units: int
@@ -45,6 +47,7 @@ class GateCost:
     overhead: float = 1.0
     fixed_flops: float = 0.0
     fixed_bytes: float = 0.0
+    spared_bytes: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,7 +88,7 @@ def default_phases(profile: Profile) -> dict[str, PhaseCost]:
     """Decoding one row, with the profile's own costs; the dense cost is that of what its gates stand on."""
     gates = {name: gate.cost for name, gate in profile.gates.items()}
     flops = sum(cost.units * cost.flops for cost in gates.values())
-    size = sum(cost.units * cost.bytes for cost in gates.values())
+    size = sum(cost.units * cost.bytes + cost.spared_bytes for cost in gates.values())
     return {"decode": PhaseCost(flops, size, gates)}
 
 
@@ -101,14 +101,20 @@ def allocate(
     """
     points: dict[str, Corner] = {}
     slopes: dict[str, float] = {}
+    left_out: set[str] = set()
     price, saved, spent = 0.0, 0.0, 0.0
     wanted = (float("inf") if drift is not None else 0.0) if saving is None else saving
     for piece in sorted(pieces, key=lambda segment: segment.slope):
         if saved >= wanted - _SLACK:
             break
+        if piece.gate in left_out:
+            continue
         gain, cost = piece.end.saved - piece.start.saved, piece.end.drift - piece.start.drift
-        share = min(1.0, (wanted - saved) / gain)
+        share = 1.0 if piece.whole else min(1.0, (wanted - saved) / gain)
         if drift is not None and spent + share * cost > drift:
+            if piece.whole:
+                left_out.add(piece.gate)
+                continue
             share = max(0.0, (drift - spent) / cost) if cost > 0 else share
         if share <= 0:
             break
@@ -136,8 +142,10 @@ def _allocate_phase(
 
 def _segments(gate: GateProfile, cost: GateCost, phase: PhaseCost) -> Sequence[Segment]:
     unit = _share(cost.units * cost.flops, cost.units * cost.bytes, phase)
-    fixed = _share(cost.units * cost.overhead + cost.fixed_flops, cost.fixed_bytes, phase)
-    return segments(gate.id, corners(gate.fractions.tolist(), gate.drift.tolist(), unit, fixed))
+    bytes_there = cost.fixed_bytes - cost.spared_bytes
+    fixed = _share(cost.units * cost.overhead + cost.fixed_flops, bytes_there, phase)
+    curve = corners(gate.fractions.tolist(), gate.drift.tolist(), unit, fixed)
+    return segments(gate.id, curve, whole_first=fixed < 0)
 
 
 def _share(flops: float, size: float, phase: PhaseCost) -> float:
@@ -163,7 +171,7 @@ def _shares(points: Mapping[str, Corner], phase: PhaseCost) -> tuple[float, floa
     for name, point in points.items():
         cost = phase.gates[name]
         flops += cost.units * (cost.overhead - point.fraction * cost.flops) + cost.fixed_flops
-        size += cost.fixed_bytes - point.fraction * cost.units * cost.bytes
+        size += cost.fixed_bytes - cost.spared_bytes - point.fraction * cost.units * cost.bytes
     return flops / phase.flops if phase.flops else 1.0, size / phase.bytes if phase.bytes else 1.0
 
 

@@ -24,11 +24,15 @@ class Corner:
 
 @dataclass(frozen=True)
 class Segment:
-    """The way from one corner of a gate's hull to the next. `slope`: nats per share saved."""
+    """The way from one corner of a gate's hull to the next. `slope`: nats per share saved.
+
+    whole: it can only be gone to its end, because most of what it saves is saved as soon as the gate is there
+    """
 
     gate: str
     start: Corner
     end: Corner
+    whole: bool = False
 
     @property
     def slope(self) -> float:
@@ -52,9 +56,9 @@ def corners(fractions: Sequence[float], drifts: Sequence[float], unit: float, fi
     """The curve of a gate, from the fraction that only pays for the gate itself (nothing saved, no drift) on.
 
     unit: share of the dense cost saved if everything were dropped; fixed: share that the gate itself costs as
-    soon as it drops anything. Points that save nothing are left out.
+    soon as it drops anything (negative where its being there saves). Points that save nothing are left out.
     """
-    found = [Corner(fixed / unit if unit > 0 else 0.0, 0.0, 0.0)]
+    found = [Corner(max(fixed / unit, 0.0) if unit > 0 else 0.0, 0.0, 0.0)]
     for fraction, drift in zip(fractions, drifts, strict=True):
         saved = fraction * unit - fixed
         if fraction > 0 and saved > 0:
@@ -74,10 +78,10 @@ def hull(points: Sequence[Corner]) -> list[Corner]:
     return kept
 
 
-def segments(gate: str, points: Sequence[Corner]) -> list[Segment]:
-    """The segments of the hull of a gate's curve, ascending in slope."""
-    bent = hull(points)
-    return [Segment(gate, start, end) for start, end in itertools.pairwise(bent)]
+def segments(gate: str, points: Sequence[Corner], *, whole_first: bool = False) -> list[Segment]:
+    """The segments of the hull of a gate's curve, ascending in slope. whole_first: the first cannot be split."""
+    pairs = enumerate(itertools.pairwise(hull(points)))
+    return [Segment(gate, start, end, whole_first and index == 0) for index, (start, end) in pairs]
 
 
 def _above(first: Corner, middle: Corner, last: Corner) -> bool:

@@ -109,6 +109,14 @@ def _profile(gate: GateLike, entry: Measured) -> GateProfile:
         drift=drift,
         error=error,
         kept_low=entry.kept_low,
-        cost=GateCost(entry.units, gate.flops, gate.bytes, gate.overhead),
+        cost=GateCost(
+            units=entry.units,
+            flops=gate.flops,
+            bytes=gate.bytes,
+            overhead=gate.overhead,
+            fixed_flops=gate.fixed_flops,
+            fixed_bytes=gate.fixed_bytes,
+            spared_bytes=gate.spared_bytes,
+        ),
         scale=entry.scale,
     )

@@ -33,6 +33,12 @@ class GateLike(Protocol):
     def bytes(self) -> float: ...  # noqa: D102
     @property
     def overhead(self) -> float: ...  # noqa: D102
+    @property
+    def fixed_flops(self) -> float: ...  # noqa: D102
+    @property
+    def fixed_bytes(self) -> float: ...  # noqa: D102
+    @property
+    def spared_bytes(self) -> float: ...  # noqa: D102
 
 
 @dataclass(frozen=True)

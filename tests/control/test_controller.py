@@ -35,6 +35,7 @@ COSTS = st.builds(
     overhead=st.floats(0, 1),
     fixed_flops=st.floats(0, 50),
     fixed_bytes=st.floats(0, 50),
+    spared_bytes=st.floats(0, 100),
 )
 DRIFTS = st.lists(st.floats(0, 1), min_size=4, max_size=4).map(
     lambda steps: [0.0, *itertools.accumulate(steps)]
@@ -65,12 +66,13 @@ def test_a_budget_is_kept_or_nothing_more_can_be_saved(profile: Profile, budget:
         cost, fraction = each.cost, made.fractions.get(name, 0.0)
         whole_flops, whole_bytes = (
             whole_flops + cost.units * cost.flops,
-            whole_bytes + cost.units * cost.bytes,
+            whole_bytes + cost.units * cost.bytes + cost.spared_bytes,
         )
         flops += cost.units * cost.flops * (1 - fraction)
-        size += cost.units * cost.bytes * (1 - fraction)
+        size += cost.units * cost.bytes * (1 - fraction) + cost.spared_bytes
         if name in made.fractions:
-            flops, size = flops + cost.units * cost.overhead + cost.fixed_flops, size + cost.fixed_bytes
+            flops += cost.units * cost.overhead + cost.fixed_flops
+            size += cost.fixed_bytes - cost.spared_bytes
     assert made.flops == pytest.approx(flops / whole_flops)
     assert made.bytes == pytest.approx(size / whole_bytes)
     assert made.spent == pytest.approx((made.flops + made.bytes) / 2)
@@ -176,6 +178,20 @@ def test_the_predicted_drift_is_corrected_by_what_was_measured() -> None:
 def test_numbers_out_of_range(given: dict[str, float]) -> None:
     with pytest.raises(OptionError, match="out of range"):
         plan(Profile({}, ()), **given)
+
+
+def test_a_gate_that_saves_by_being_there_is_taken_as_a_whole() -> None:
+    """As the vocabulary head: its copy is narrower than the weight. No half of its first step can be had."""
+    cost = GateCost(10, 10.0, 10.0, 0.0, spared_bytes=100.0)
+    each = gate("vocab:a", [0.0, 0.1, 0.2, 0.3, 0.4], cost)
+    profile = Profile({"vocab:a": each}, ())
+    made = plan(profile, budget=0.99)
+    assert made.fractions == {"vocab:a": pytest.approx(0.2)}
+    assert made.spent == pytest.approx(1 - (0.2 + 120 / 200) / 2)
+    assert plan(profile, max_drift=0.05).fractions == {}
+    other = gate("channel:b", [0.0, 1.0, 2.0, 3.0, 4.0], GateCost(10, 10.0, 10.0, 0.0))
+    both = plan(Profile({"vocab:a": each, "channel:b": other}, ()), max_drift=0.05)
+    assert both.fractions.keys() == {"channel:b"}, "what does not fit as a whole leaves room for others"
 
 
 def test_a_profile_without_gates() -> None:
