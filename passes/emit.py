@@ -7,8 +7,16 @@ from torch import fx
 from torch._subclasses import FakeTensorMode
 
 
+REPLACED_BY = "srr_replaced_by"
+"""Key of an erased node's meta: the node that took its place."""
+
+
 def emit(graph: fx.Graph, target: Any, args: tuple[Any, ...], fake_mode: FakeTensorMode) -> fx.Node:
-    """Insert a call of `target` at the graph's insertion point and compute its `example_value`."""
+    """Insert a call of `target` at the graph's insertion point and compute its `example_value`.
+
+    What a pass has replaced since it was found (a linear that another one reads) is followed to what stands for it.
+    """
+    args = fx.map_arg(args, current)
     node = graph.call_function(target, args)
     with fake_mode, torch.no_grad():
         node.meta["example_value"] = target(*fx.map_arg(args, value_of))
@@ -20,6 +28,13 @@ def emit_tensor(gm: fx.GraphModule, name: str, tensor: torch.Tensor, fake_mode: 
     gm.register_buffer(name, tensor, persistent=False)
     node = gm.graph.get_attr(name)
     node.meta["example_value"] = fake_mode.from_tensor(tensor, static_shapes=True)
+    return node
+
+
+def current(node: fx.Node) -> fx.Node:
+    """What stands for a node now: itself, or what it was replaced by."""
+    while REPLACED_BY in node.meta:
+        node = node.meta[REPLACED_BY]
     return node
 
 

@@ -12,7 +12,7 @@ from torch._subclasses import FakeTensorMode
 
 import srrc.ops  # noqa: F401  (defines torch.ops.srr)
 from srrc.passes.context import Context
-from srrc.passes.gating import channel, neuron
+from srrc.passes.gating import channel, neuron, vocab
 from srrc.passes.gating.source import GateSource
 from srrc.passes.rows import has_few_rows
 from srrc.pathways.base import Pathway
@@ -23,10 +23,11 @@ Insert = Callable[[fx.GraphModule, Pathway, GateSource, Context, FakeTensorMode]
 
 GATED: dict[str, tuple[str, Callable[[Pathway], list[str]], Insert]] = {
     "neuron": ("neuron", neuron.gate_ids, neuron.insert),
+    "vocab": ("vocab", vocab.gate_ids, vocab.insert),
     "channel": ("channel", channel.gate_ids, channel.insert),
 }
-"""Kind -> (level that switches it, its gates' ids, how they are inserted), in order of precedence: an MLP's own gates
-cover what a channel gate on the same linears would."""
+"""Kind -> (level that switches it, its gates' ids, how they are inserted), in order of precedence: the gates of an
+MLP and of the vocabulary head cover what a channel gate on the same linears would."""
 
 
 @dataclass(frozen=True)

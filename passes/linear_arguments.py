@@ -6,7 +6,7 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
-from srrc.passes.emit import emit, value_of
+from srrc.passes.emit import REPLACED_BY, emit, value_of
 from srrc.pathways.base import Linear
 from srrc.pathways.neuron import Mlp
 
@@ -64,6 +64,7 @@ def replace(graph: fx.Graph, nodes: tuple[fx.Node, ...], old: fx.Node, new: fx.N
     """Let `new` stand for `old`, and drop those of `nodes` that nothing reads any more."""
     new.meta = {**old.meta, **new.meta}
     old.replace_all_uses_with(new)
+    old.meta[REPLACED_BY] = new
     for node in reversed(nodes):
         if not node.users:
             graph.erase_node(node)

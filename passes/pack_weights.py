@@ -21,6 +21,7 @@ from srrc.pathways.base import Linear, Pathway
 from srrc.pathways.channel import ChannelGroup
 from srrc.pathways.neuron import Mlp
 from srrc.pathways.patterns import is_call
+from srrc.pathways.vocab import Head
 from srrc.reasons import Reason, Refusal
 
 log = logging.getLogger("srrc.plan")
@@ -71,12 +72,18 @@ def owns_storage(weight: torch.Tensor) -> bool:
 def gated_linears(pathways: Sequence[Pathway], source: GateSource) -> list[Linear]:
     """The linears that a channel or neuron gate stands on, in this graph or in another of the same model."""
     found: list[Linear] = []
-    for site in (p.site for p in pathways if p.kind in GATED and any(map(source.covers, GATED[p.kind][1](p)))):
+    for site in (p.site for p in pathways if p.kind in GATED and _covered(p, source)):
         if isinstance(site, ChannelGroup):
             found += site.linears
         elif isinstance(site, Mlp):
             found += [linear for linear in (site.gate, site.up, site.down) if linear is not None]
-    return found
+    # The head's weight stays by rows: single tokens are read from it.
+    heads = {p.site.linear.weight for p in pathways if isinstance(p.site, Head) and _covered(p, source)}
+    return [linear for linear in found if linear.weight not in heads]
+
+
+def _covered(pathway: Pathway, source: GateSource) -> bool:
+    return any(map(source.covers, GATED[pathway.kind][1](pathway)))
 
 
 def _only_linears(node: fx.Node) -> bool:

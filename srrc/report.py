@@ -47,8 +47,8 @@ def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
     """
     graphs = compiled_graphs(compiled)
     gates = [gate for graph in graphs for gate in graph.gates]
-    saved_flops = sum(_skipped(gate) * gate.flops - int(gate.counters[0]) * gate.overhead for gate in gates)
-    saved_bytes = sum(_skipped(gate) * gate.bytes for gate in gates)
+    saved = [gate.saved for gate in gates]
+    saved_flops, saved_bytes = sum(flops for flops, _ in saved), sum(size for _, size in saved)
     flops, size = sum(graph.cost.flops for graph in graphs), sum(graph.cost.bytes for graph in graphs)
     fallbacks: Counter[str] = Counter()
     for graph in graphs:

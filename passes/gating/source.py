@@ -52,8 +52,8 @@ def phase_of(x: fx.Node, context: Context) -> str:
 class GateTensors:
     """One pathway's gate tensors, in the graph and outside it.
 
-    records float32 [gates, 2] and counters int64 [gates, 3]; `record` and `counter` are their nodes (of one gate
-    alone: [2] and [3]). `name` prefixes whatever else the pathway's gates hold in the graph.
+    records float32 [gates, 2] and counters int64 [gates, 3 or 4]; `record` and `counter` are their nodes (of one
+    gate alone: one row of each). `name` prefixes whatever else the pathway's gates hold in the graph.
     """
 
     phase: str
@@ -69,13 +69,22 @@ class GateTensors:
 
 
 def emit_gates(
-    gm: fx.GraphModule, owner: str, x: fx.Node, gates: int, context: Context, fake_mode: FakeTensorMode
+    gm: fx.GraphModule,
+    owner: str,
+    x: fx.Node,
+    gates: int,
+    context: Context,
+    fake_mode: FakeTensorMode,
+    counters: int = 3,
 ) -> GateTensors:
-    """Put the gate tensors of pathway `owner` ("kind:place") into the graph at the insertion point."""
+    """Put the gate tensors of pathway `owner` ("kind:place") into the graph at the insertion point.
+
+    counters: how many each of its gates has
+    """
     phase = phase_of(x, context)
-    records, counters = context.gate_store.tensors(owner, phase, gates)
+    records, counts = context.gate_store.tensors(owner, phase, gates, counters)
     name = f"srr_{len([name for name, _ in gm.named_buffers() if name.startswith('srr_')])}"
     one = gates == 1
     record = emit_tensor(gm, f"{name}_record", records[0] if one else records, fake_mode)
-    counter = emit_tensor(gm, f"{name}_counters", counters[0] if one else counters, fake_mode)
-    return GateTensors(phase, records, counters, record, counter, name)
+    counter = emit_tensor(gm, f"{name}_counters", counts[0] if one else counts, fake_mode)
+    return GateTensors(phase, records, counts, record, counter, name)

@@ -69,7 +69,8 @@ def coarse_logits(y: Tensor, coarse: Tensor, coarse_scale: Tensor | None, coarse
 
 
 def _blocks(coarse: Tensor, coarse_scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    return zip(coarse.split(SCALE_BLOCK), coarse_scale.unbind(), strict=True)
+    parts = torch.split(coarse, SCALE_BLOCK)  # type: ignore[no-untyped-call]
+    return zip(parts, coarse_scale.unbind(), strict=True)
 
 
 def choose(
@@ -94,7 +95,8 @@ def choose(
     return Choice(decision, logits, tokens | whole[:, None], whole, decision.failed + odd.sum())
 
 
-def _count(counters: Tensor, rows: int, channels: int, choice: Choice | None, gate: Tensor) -> None:
+def _count(counters: Tensor, x: Tensor, choice: Choice | None, gate: Tensor) -> None:
+    rows, channels = x.shape
     offered = torch.tensor(rows * channels, device=counters.device)
     executed, coarse_rows = offered, torch.zeros_like(offered)
     if choice is None:
@@ -124,11 +126,11 @@ def reference(
     dense = F.linear(x, weight, bias).contiguous()
     rows = x.reshape(-1, x.shape[-1])
     if bool(gate[0] < 0) or len(rows) == 0:
-        _count(counters, *rows.shape, None, gate)
+        _count(counters, rows, None, gate)
         return dense
     y = rotate(rows, rotation, mean)
     choice = choose(y, coarse, coarse_scale, coarse_bias, norm, gate, exact)
-    _count(counters, *rows.shape, choice, gate)
+    _count(counters, rows, choice, gate)
     return torch.where(choice.exact, dense.view(choice.coarse.shape), choice.coarse.to(x.dtype)).view(
         dense.shape
     )

@@ -16,9 +16,13 @@ class Gate:
     id:           "kind:place", as in the profile ("neuron:place/input" and so on for the gates of an MLP)
     phase:        "decode" or "prefill": which thresholds of a plan it takes
     record:       float32 [2] (threshold, min_kept), a row of the tensor that the gated op reads
-    counters:     int64 [3] (offered, executed, guard_failed), a row of the tensor that the op adds to
+    counters:     int64 [3] (offered, executed, guard_failed), a row of the tensor that the op adds to; where there is
+                  a fourth, it counts the rows for which the gate was at work: those that paid what is fixed
     flops, bytes: what one unit costs in one row, and one unit's weights
     overhead:     FLOPs of deciding, per offered unit
+    fixed_flops, fixed_bytes: what a row costs that the gate is at work on, however many units it drops
+    spared_bytes: what such a row does not read, however many units it keeps: the dense weights are wider than the
+                  copy that the units are read from
     """
 
     id: str
@@ -28,6 +32,17 @@ class Gate:
     flops: float
     bytes: float
     overhead: float = 1.0
+    fixed_flops: float = 0.0
+    fixed_bytes: float = 0.0
+    spared_bytes: float = 0.0
+
+    @property
+    def saved(self) -> tuple[float, float]:
+        """(FLOPs, bytes) saved so far, what deciding and being there cost taken off."""
+        offered, executed, _, *rest = self.counters.tolist()
+        at_work = rest[0] if rest else 0
+        flops = (offered - executed) * self.flops - offered * self.overhead - at_work * self.fixed_flops
+        return flops, (offered - executed) * self.bytes + at_work * (self.spared_bytes - self.fixed_bytes)
 
 
 class GateStore:
@@ -36,11 +51,12 @@ class GateStore:
     def __init__(self) -> None:
         self._tensors: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def tensors(self, owner: str, phase: str, gates: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Records (float32 [gates, 2], open at first) and counters (int64 [gates, 3]) of pathway `owner`."""
+    def tensors(self, owner: str, phase: str, gates: int, counted: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+        """Records (float32 [gates, 2], open at first) and counters (int64 [gates, counted]) of pathway `owner`."""
         made = self._tensors.get((owner, phase))
         if made is None:
-            made = (torch.tensor([OPEN] * gates, dtype=torch.float32), torch.zeros((gates, 3), dtype=torch.int64))
+            records = torch.tensor([OPEN] * gates, dtype=torch.float32)
+            made = (records, torch.zeros((gates, counted), dtype=torch.int64))
             self._tensors[owner, phase] = made
         return made
 

@@ -1,0 +1,47 @@
+"""Makes the coarse copy of a vocabulary head that `srr::vocab_head` reads: int8, by channel."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from srrc.ops.vocab_head import SCALE_BLOCK
+
+
+@dataclass(frozen=True, eq=False)
+class CoarseCopy:
+    """A head W [V, H] seen from y = rotation @ (x - mean): W x + bias is about (coarse * scale) y + its bias.
+
+    coarse: int8 [V, H], strides (1, V); scale: float32 [ceil(V / SCALE_BLOCK), H]
+    bias:   float32 [V], W mean + bias
+    norm:   float32 [H], the L2 norm of each channel's column: what the channel is worth at size one
+    """
+
+    coarse: Tensor
+    scale: Tensor
+    bias: Tensor
+    norm: Tensor
+
+
+def coarse_copy(weight: Tensor, bias: Tensor | None, inverse: Tensor, mean: Tensor) -> CoarseCopy:
+    """Round W @ inverse to int8, a block of tokens at a time, so that no wide copy of W is ever held.
+
+    weight [V, H], any dtype and strides; bias [V] or None; inverse float32 [H, H], of the rotation; mean
+    float32 [H].
+    """
+    vocabulary, width = weight.shape
+    by_channel = torch.empty(width, vocabulary, dtype=torch.int8)
+    scales, sums, squares = [], [], torch.zeros(width)
+    with torch.no_grad():
+        for start in range(0, vocabulary, SCALE_BLOCK):
+            rows = weight[start : start + SCALE_BLOCK].to(torch.float32)
+            turned = rows @ inverse
+            sums.append(rows @ mean)
+            squares += turned.square().sum(0)
+            scale = turned.abs().amax(0) / 127
+            scale[scale == 0] = 1.0
+            scales.append(scale)
+            by_channel[:, start : start + len(rows)] = (turned / scale).round_().t()
+        total = torch.cat(sums)
+        total = total if bias is None else total + bias.to(torch.float32)
+    return CoarseCopy(by_channel.t(), torch.stack(scales), total, squares.sqrt())
