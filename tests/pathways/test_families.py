@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -154,3 +155,14 @@ def test_prefill_and_decode_have_the_same_places(name: str, capture_generate) ->
     else:
         assert before == after
         assert _counts(decode) == EXPECTED[name].counts()
+
+
+def test_the_table_in_the_documentation_is_what_is_found() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pathways.md").read_text()
+    kinds = ("residual", "neuron", "channel", "vocab", "attention", "expert")
+    rows = {
+        cells[0]: tuple(int(cell) for cell in cells[1:7])
+        for line in text.splitlines()
+        if len(cells := [cell.strip() for cell in line.strip("|").split("|")]) == 8 and cells[1].isdigit()
+    }
+    assert rows == {name: tuple(getattr(e, kind) for kind in kinds) for name, e in EXPECTED.items()}
