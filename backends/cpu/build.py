@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +40,7 @@ class _State:
     refusal: Refusal | None = None
     capability: str | None = None
     ops: ctypes.CDLL | None = None
+    kernels: ctypes.CDLL | None = None
 
 
 _lock = threading.RLock()
@@ -111,6 +112,16 @@ def use_capability(name: str) -> None:
         _state.capability = name
 
 
+def reader() -> Callable[[ctypes.c_void_p, ctypes.c_int64], float]:
+    """The fastest reader of memory there is (address, number of floats): what a bench compares kernels with."""
+    if _state.kernels is None:
+        raise BuildError(f"no native kernels: {_state.refusal}")
+    read = _state.kernels.srr_read
+    read.restype = ctypes.c_float
+    read.argtypes = [ctypes.c_void_p, ctypes.c_int64]
+    return read
+
+
 def _load(name: str) -> Refusal | None:
     compiler = toolchain.find_compiler()
     if os.name != "posix" or compiler is None:
@@ -127,7 +138,8 @@ def _load(name: str) -> Refusal | None:
 
 
 def _use_kernels(ops: ctypes.CDLL, path: Path) -> None:
-    table = ctypes.CDLL(str(path)).srr_kernels
+    _state.kernels = ctypes.CDLL(str(path))
+    table = _state.kernels.srr_kernels
     table.restype = ctypes.c_void_p
     ops.srr_use_table.argtypes = [ctypes.c_void_p]
     ops.srr_use_table.restype = None

@@ -13,49 +13,72 @@ using srr::Dot;
 
 constexpr int BLOCK = 256 / PAIR;  // steps after which a dot product's partial sums are put aside: it bounds rounding
 
-// S rows of w (streams) times M rows of x. A accumulators each, 2 where there are registers to spare.
-template <class T, int M, int S>
+// S rows of w (streams) times M rows of x; A sums for each, 2 where there are registers to spare. The order of the
+// loops keeps the sums, one half pair of each stream and one vector of x in the 16 registers of AVX2.
+template <class T, int M, int S, bool AHEAD>
 static inline void dot_streams(const T* const* w, const T* const* next, const Dot& d, int m0, float (&out)[S][M]) {
   constexpr int A = M * S <= 4 ? 2 : 1;
   const float* x = d.x + m0 * d.ldx;
-  vf total[S][M] = {};
-  int64_t steps = d.k / PAIR, step = 0;
-  while (step < steps) {
+  const int64_t steps = d.k / PAIR;
+  vf total[S * M];
+  for (int64_t step = 0; step < steps || step == 0;) {
     vf acc[S][M][A] = {};
     const int64_t stop = least(steps, step + BLOCK);
+    const bool first = step == 0;
     for (; step < stop; ++step) {
       const int64_t k = step * PAIR;
+      Two v[S];
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
-        Two v = load_pair(w[s] + k);
-        if (next) __builtin_prefetch(next[s] + k, 0, 2);
+        v[s] = load_pair(w[s] + k);
+        if (AHEAD) __builtin_prefetch(next[s] + k, 0, 2);
+      }
 #pragma GCC unroll 8
-        for (int m = 0; m < M; ++m) {
-          acc[s][m][0] += v.a * load(x + m * d.ldx + k);
-          acc[s][m][A - 1] += v.b * load(x + m * d.ldx + k + W);
-        }
+      for (int m = 0; m < M; ++m) {
+        const vf xm = load(x + m * d.ldx + k);
+#pragma GCC unroll 8
+        for (int s = 0; s < S; ++s) acc[s][m][0] += v[s].a * xm;
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const vf xm = load(x + m * d.ldx + k + W);
+#pragma GCC unroll 8
+        for (int s = 0; s < S; ++s) acc[s][m][A - 1] += v[s].b * xm;
       }
     }
-#pragma GCC unroll 8
-    for (int s = 0; s < S; ++s)
-#pragma GCC unroll 8
-      for (int m = 0; m < M; ++m) total[s][m] += A == 2 ? acc[s][m][0] + acc[s][m][A - 1] : acc[s][m][0];
+#pragma GCC unroll 16
+    for (int i = 0; i < S * M; ++i) {
+      const vf(&a)[A] = acc[i / M][i % M];
+      const vf both = A == 2 ? a[0] + a[A - 1] : a[0];
+      total[i] = first ? both : total[i] + both;
+    }
+    if (steps == 0) break;
   }
   const int64_t k = steps * PAIR;
-  if (k < d.k)
-    for (int s = 0; s < S; ++s) {
-      Two v = load_part(w[s] + k, d.k - k);
-      for (int m = 0; m < M; ++m)
-        total[s][m] += v.a * load(x + m * d.ldx + k) + v.b * load(x + m * d.ldx + k + W);
+  if (k < d.k) {
+#pragma GCC unroll 16
+    for (int i = 0; i < S * M; ++i) {
+      const float* xm = x + i % M * d.ldx + k;
+      const Two v = load_part(w[i / M] + k, d.k - k);
+      total[i] += v.a * load(xm) + v.b * load(xm + W);
     }
-  for (int s = 0; s < S; ++s)
-    for (int m = 0; m < M; ++m) out[s][m] = sum(total[s][m]);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i + 4 <= S * M; i += 4) {
+    const v4 four = sum4(total[i], total[i + 1], total[i + 2], total[i + 3]);
+    memcpy(&out[0][0] + i, &four, sizeof four);
+  }
+#pragma GCC unroll 4
+  for (int i = S * M / 4 * 4; i < S * M; ++i) out[i / M][i % M] = sum(total[i]);
 }
 
 template <class T, int M, int S>
 static inline void dot_write(const T* const* w, const T* const* next, const Dot& d, int m0, const int64_t* at) {
   float y[S][M];
-  dot_streams<T, M, S>(w, next, d, m0, y);
+  if (next && m0 == 0)
+    dot_streams<T, M, S, true>(w, next, d, m0, y);
+  else
+    dot_streams<T, M, S, false>(w, next, d, m0, y);
   for (int s = 0; s < S; ++s)
     for (int m = 0; m < M; ++m) d.out[(m0 + m) * d.ldo + at[s]] = y[s][m];
 }
@@ -87,8 +110,8 @@ static void dot_range(const Dot& d, int64_t begin, int64_t count) {
 
 template <class T>
 static void dot(const Dot& d, int64_t begin, int64_t end) {
-  const int64_t count = end - begin, tail = d.rows <= 3 ? count % 4 : count % 2;
-  if (d.rows <= 3)
+  const int64_t count = end - begin, tail = d.rows <= 2 ? count % 4 : count % 2;
+  if (d.rows <= 2)
     dot_range<T, 4>(d, begin, count - tail);
   else
     dot_range<T, 2>(d, begin, count - tail);
