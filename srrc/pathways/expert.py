@@ -49,10 +49,9 @@ class Experts:
 
 def find(view: GraphView) -> Iterator[Pathway | Refusal]:
     """One pathway for each mixture of experts; a refusal for each grouped product that fits no mixture."""
+    products = [node for node in view.nodes if grouped_product(node) is not None]
     matched: set[fx.Node] = set()
-    for node in view.nodes:
-        if grouped_product(node) is None:
-            continue
+    for node in products:
         found = _match(view, node)
         if isinstance(found, Experts):
             matched |= {found.first, found.second}
@@ -65,6 +64,8 @@ def find(view: GraphView) -> Iterator[Pathway | Refusal]:
             yield Refusal(
                 node.name, "expert", Reason.UNKNOWN_STRUCTURE, "a grouped product without its partner"
             )
+        elif called_name(node) == "bmm":
+            yield from _gathered(view, node)
 
 
 def _match(view: GraphView, second: fx.Node) -> Experts | Refusal | None:
@@ -108,6 +109,16 @@ def _match(view: GraphView, second: fx.Node) -> Experts | Refusal | None:
             other is not None,
         )
     return None
+
+
+def _gathered(view: GraphView, node: fx.Node) -> Iterator[Refusal]:
+    """A matrix for every row, gathered from the experts' (`batched_mm`)."""
+    for matrices in node.all_input_nodes:
+        source = matrices.args[0] if matrices.target is operator.getitem else None
+        if isinstance(source, fx.Node) and view.is_parameter(source) and len(view.shape(source)) == 3:
+            yield Refusal(
+                view.fqn(source), "expert", Reason.UNKNOWN_STRUCTURE, "a copy of the matrix for every row"
+            )
 
 
 def _uncast(node: fx.Node) -> fx.Node:

@@ -43,6 +43,10 @@ def _checked(
     tensor = view.tensor(weight)
     if tensor is None or tensor.dim() != 2:
         return Refusal(view.fqn(weight), "channel", Reason.UNSUPPORTED_SHAPE, "the weight is no matrix")
+    values = (view.tensor(x), view.tensor(node))
+    if any(value is not None and value.dtype != tensor.dtype for value in values):
+        # Autocast casts what the graph does not show; nothing that replaces the node would.
+        return Refusal(view.fqn(weight), "channel", Reason.UNSUPPORTED_DTYPE, "it is cast on the way")
     out_features, in_features = tensor.shape[::-1] if transposed else tensor.shape
     bias_node = bias if isinstance(bias, fx.Node) else None
     return Linear(
