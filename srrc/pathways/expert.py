@@ -57,14 +57,15 @@ def find(view: GraphView) -> Iterator[Pathway | Refusal]:
             matched |= {found.first, found.second}
             yield _pathway(view, found)
         elif isinstance(found, Refusal):
-            matched.add(node)
+            matched.update(other for other in products if view.depends(node, other))
             yield found
-    for node in view.nodes:
-        if grouped_product(node) is not None and node not in matched:
+    for node in products:
+        if node not in matched:
             yield Refusal(
-                node.name, "expert", Reason.UNKNOWN_STRUCTURE, "a grouped product without its partner"
+                node.name, "expert", Reason.UNKNOWN_STRUCTURE, "a grouped product without a partner"
             )
-        elif called_name(node) == "bmm":
+    for node in view.nodes:
+        if called_name(node) == "bmm":
             yield from _gathered(view, node)
 
 
