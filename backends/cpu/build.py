@@ -1,9 +1,9 @@
 """Builds the native kernels on first use, keeps them in the user's cache, and loads them.
 
-A library in the cache is `NAME-KEY.so` beside `NAME-KEY.sha256`, its digest: both are written to temporary names and
-renamed, the digest last, so that what a killed process or a full disk leaves behind is never loaded. Where the
-cache cannot be written the libraries are built in a private folder for this process. Where nothing can be built,
-`ensure_built()` is False and the reference ops run.
+A library in the cache is `NAME-KEY.so` beside `NAME-KEY.sha256`, its digest: both are written to temporary
+names and renamed, the digest last, so that what a killed process or a full disk leaves behind is never
+loaded. Where the cache cannot be written the libraries are built in a private folder for this process.
+Where nothing can be built, `ensure_built()` is False and the reference ops run.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from pathlib import Path
 import filelock
 import torch
 
-import srrc.ops as _ops  # the schemas, which must stand before the kernels register for them
+import srrc.ops  # noqa: F401 (the schemas must stand before the kernels register for them)
 from srrc.backends.cpu import toolchain
 from srrc.backends.cpu.toolchain import CAPABILITIES, Recipe
 from srrc.errors import BuildError, SrrWarning
@@ -55,8 +55,9 @@ def cache_folder() -> Path:
 def ensure_built() -> bool:
     """Build (or find) and load the native kernels once for this process; True if they serve the srr ops.
 
-    Safe to call from several threads and often. False, after one SrrWarning that says why, where no compiler works:
-    see `refusal()`. Takes about 10 s on the first use on a machine, milliseconds afterwards.
+    Safe to call from several threads and often. False, after one SrrWarning that says why, where no
+    compiler works: see `refusal()`. Takes about 10 s on the first use on a machine, milliseconds
+    afterwards.
     """
     if _state.built is not None:
         return _state.built
@@ -88,10 +89,10 @@ def asked_capability() -> str:
     asked = os.environ.get("SRRC_CPU_CAPABILITY")
     if not asked:
         return best
-    order = list(CAPABILITIES)
-    if asked not in order or order.index(asked) > order.index(best):
+    able = list(CAPABILITIES)[: list(CAPABILITIES).index(best) + 1]
+    if asked not in able:
         warnings.warn(
-            f"SRRC_CPU_CAPABILITY={asked!r} is not one of {', '.join(order[: order.index(best) + 1])}: using {best}",
+            f"SRRC_CPU_CAPABILITY={asked!r} is not one of {', '.join(able)}: using {best}",
             SrrWarning,
             stacklevel=3,
         )
@@ -100,7 +101,10 @@ def asked_capability() -> str:
 
 
 def use_capability(name: str) -> None:
-    """Switch this process to the kernels of another instruction set (tests do). BuildError if they cannot be built."""
+    """Switch this process to the kernels of another instruction set (tests do).
+
+    BuildError if they cannot be built.
+    """
     if not ensure_built() or _state.ops is None:
         raise BuildError(f"no native kernels to switch to {name}: {_state.refusal}")
     compiler = toolchain.find_compiler()
@@ -113,7 +117,7 @@ def use_capability(name: str) -> None:
 
 
 def reader() -> Callable[[ctypes.c_void_p, ctypes.c_int64], float]:
-    """The fastest reader of memory there is (address, number of floats): what a bench compares kernels with."""
+    """The fastest reader of memory there is, for benches to compare with: (address, floats) -> sum."""
     if _state.kernels is None:
         raise BuildError(f"no native kernels: {_state.refusal}")
     read = _state.kernels.srr_read
@@ -128,7 +132,7 @@ def _load(name: str) -> Refusal | None:
         return Refusal("native kernels", "cpu", Reason.NO_COMPILER, "set CXX, or put g++ or clang++ on PATH")
     try:
         kernels, ops = obtain([toolchain.kernels_recipe(compiler, name), toolchain.ops_recipe(compiler)])
-        torch.ops.load_library(str(ops))
+        torch.ops.load_library(str(ops))  # type: ignore[no-untyped-call]
         _state.ops = ctypes.CDLL(str(ops))
         _use_kernels(_state.ops, kernels)
     except (BuildError, OSError) as error:
@@ -174,7 +178,10 @@ def _build_all(recipes: list[Recipe], folder: Path) -> list[Path]:
 
 
 def _build(recipe: Recipe, folder: Path) -> None:
-    """Build one library and its digest under temporary names, then rename. OSError if `folder` cannot hold them."""
+    """Build one library and its digest under temporary names, then rename.
+
+    OSError if `folder` cannot hold them.
+    """
     target = folder / recipe.file_name
     with _scratch(folder) as scratch:
         made = scratch / "library.so"
@@ -186,8 +193,8 @@ def _build(recipe: Recipe, folder: Path) -> None:
             raise
         digest = scratch / "digest"
         digest.write_text(_digest(made))
-        os.replace(made, target)
-        os.replace(digest, target.with_suffix(".sha256"))
+        made.replace(target)
+        digest.replace(target.with_suffix(".sha256"))
 
 
 @contextlib.contextmanager

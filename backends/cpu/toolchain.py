@@ -1,7 +1,8 @@
 """The C++ compiler of this machine, and the two libraries that it makes for srrc.
 
-`ops` holds the bindings (torch's headers, no machine flags); `kernels` holds the loops, compiled for one instruction
-set. They are separate so that the slow headers are compiled once, and so that a machine builds only what it can run.
+`ops` holds the bindings (torch's headers, no machine flags); `kernels` holds the loops, compiled for one
+instruction set. They are separate so that the slow headers are compiled once, and so that a machine builds
+only what it can run.
 """
 
 import hashlib
@@ -135,7 +136,11 @@ def compile_to(recipe: Recipe, target: Path) -> None:
     """Make `recipe` into the file `target`. BuildError with the compiler's first complaint if it fails."""
     try:
         done = subprocess.run(
-            [*recipe.command, "-o", str(target)], capture_output=True, text=True, timeout=COMPILER_SECONDS
+            [*recipe.command, "-o", str(target)],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=COMPILER_SECONDS,
         )
     except (OSError, subprocess.SubprocessError) as error:
         raise BuildError(f"cannot run {recipe.command[0]} to build {recipe.name}: {error}") from error

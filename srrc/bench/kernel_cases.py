@@ -1,7 +1,7 @@
 """What `srrc.bench.kernels` measures: each op at the shapes of SmolLM2-135M, on weights that fit no cache.
 
-Each case is a list of calls that together walk once over a pool of memory, so that no weight is still in a cache
-when its turn comes again; the same calls exist for torch's own function.
+Each case is a list of calls that together walk once over a pool of memory, so that no weight is still in a
+cache when its turn comes again; the same calls exist for torch's own function.
 """
 
 from collections.abc import Callable, Iterator
@@ -185,7 +185,7 @@ def head_cases(pool: Pool) -> Iterator[Case]:
             )
             for w, c in zip(weights, copies, strict=True)
         ]
-        read = VOCAB * HIDDEN * pool.item
+        read: float = VOCAB * HIDDEN * pool.item
         if skipped:
             read = (
                 VOCAB * HIDDEN * (1 - skipped if pool.rows == 1 else 1)

@@ -1,7 +1,7 @@
-"""`python -m srrc.bench.kernels`: the native kernels beside torch's own functions, and beside what memory gives.
+"""`python -m srrc.bench.kernels`: the native kernels beside torch's functions and beside what memory gives.
 
-All variants are asked in turn, round after round, so that a busy machine disturbs them alike; figures are medians,
-and the ratios are medians of the ratios within a round.
+All variants are asked in turn, round after round, so that a busy machine disturbs them alike; figures are
+medians, and the ratios are medians of the ratios within a round.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """The ops of the namespace `srr`, one file each; importing this package registers them all.
 
-Each file holds the schema, the reference in plain PyTorch (the truth that every kernel is tested against), the fake
-and the gradient. A backend registers kernels for the same names when it is first used.
+Each file holds the schema, the reference in plain PyTorch (the truth that every kernel is tested against),
+the fake and the gradient. A backend registers kernels for the same names when it is first used.
 """
 
 from srrc.ops import channel_linear, decode_attention, dense_linear, dense_mlp, neuron_mlp, vocab_head

@@ -1,7 +1,7 @@
 """Activations that a fused MLP knows by name, each with its derivative (times the incoming gradient).
 
-The derivative is written out rather than left to autograd, so that a backward pass can be traced by AOTAutograd.
-`relu2` and `quick_gelu` round after every step, as the eager models that use them do.
+The derivative is written out rather than left to autograd, so that a backward pass can be traced by
+AOTAutograd. `relu2` and `quick_gelu` round after every step, as the eager models that use them do.
 """
 
 from collections.abc import Callable

@@ -1,11 +1,13 @@
 """srr::channel_linear: linears that read only the input channels that matter.
 
-    channel_linear(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor norm, Tensor gate, Tensor(a!) counters) -> Tensor
+    channel_linear(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor norm, Tensor gate,
+                   Tensor(a!) counters) -> Tensor
 
-x [..., K]; weights [N_i, K] with any strides (input-major, stride (1, N), lets a kernel skip what is dropped);
-biases [N_i] or None; norm float32 [K]; gate float32 [2]; counters int64 [3] -> contiguous [..., N_1 + N_2 + ...], to be split by the caller
-(torch functionalizes no mutable op that returns a list).
-Score of channel k: |x_k| * norm_k. Source of the score: TEAL (Liu et al. 2024), weighted as in Wanda (Sun et al. 2023).
+x [..., K]; weights [N_i, K] with any strides (input-major, stride (1, N), lets a kernel skip what is
+dropped); biases [N_i] or None; norm float32 [K]; gate float32 [2]; counters int64 [3] ->
+contiguous [..., N_1 + N_2 + ...], for the caller to split (torch functionalizes no mutable op that returns a
+list).
+Score of channel k: |x_k| * norm_k. Source: TEAL (Liu et al. 2024), weighted as in Wanda (Sun et al. 2023).
 """
 
 from collections.abc import Sequence
@@ -61,7 +63,7 @@ def backward(
     """Gradients of x, weights and biases with the kept set held constant."""
     rows = x.reshape(-1, x.shape[-1])
     keep = decide(input_score(rows, norm), gate).keep.reshape(x.shape)
-    grads = grad.split([w.shape[0] for w in weights], -1)
+    grads = torch.split_with_sizes(grad, [w.shape[0] for w in weights], -1)
     found = dense_linear.linears_backward(grads, needs, zero_unless(keep, x), weights, biases)
     if found["x"] is not None:
         found["x"] = zero_unless(keep, found["x"])
@@ -69,8 +71,8 @@ def backward(
 
 
 op = register(
-    "channel_linear(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor norm, Tensor gate, Tensor(a!) counters)"
-    " -> Tensor",
+    "channel_linear(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor norm, Tensor gate,"
+    " Tensor(a!) counters) -> Tensor",
     reference,
     fake,
     backward,

@@ -2,9 +2,9 @@
 
     decode_attention(Tensor q, Tensor k, Tensor v, Tensor? mask, float scale, bool is_causal) -> Tensor
 
-q [B, Hq, Q, D]; k [B, Hkv, S, D]; v [B, Hkv, S, Dv], any strides; Hq a multiple of Hkv (grouped queries share a
-key-value head, nothing is expanded); mask bool (True = look) or float (added), broadcastable to [B, Hq, Q, S], or
-None; is_causal as in torch: query i sees keys 0..i -> contiguous [B, Hq, Q, Dv].
+q [B, Hq, Q, D]; k [B, Hkv, S, D]; v [B, Hkv, S, Dv], any strides; Hq a multiple of Hkv (grouped queries
+share a key-value head, nothing is expanded); mask bool (True = look) or float (added), broadcastable to
+[B, Hq, Q, S], or None; is_causal as in torch: query i sees keys 0..i -> contiguous [B, Hq, Q, Dv].
 """
 
 import torch

@@ -2,8 +2,8 @@
 
     dense_linear(Tensor x, Tensor[] weights, Tensor?[] biases) -> Tensor[]
 
-x [..., K]; weights [N_i, K] with any strides; biases [N_i] or None -> contiguous [..., N_i]. All of one dtype.
-Meant for few rows (decode), where a weight is read once and nothing else matters.
+x [..., K]; weights [N_i, K] with any strides; biases [N_i] or None -> contiguous [..., N_i]. All of one
+dtype. Meant for few rows (decode), where a weight is read once and nothing else matters.
 """
 
 from collections.abc import Sequence

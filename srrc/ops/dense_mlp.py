@@ -63,7 +63,10 @@ def mlp_backward(
     down_bias: Tensor | None,
     activation: str,
 ) -> dict[str, Any]:
-    """Gradients of an MLP; `masks` (input [..., K], neuron [..., I], down [..., I]) are constants, None = all kept."""
+    """Gradients of an MLP.
+
+    masks: input [..., K], neuron [..., I], down [..., I], held constant; None: all kept.
+    """
     act = activations.lookup(activation)
     keep_input, keep_neuron, keep_down = masks
 

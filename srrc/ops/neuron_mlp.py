@@ -4,12 +4,13 @@
                Tensor down_weight, Tensor? down_bias, str activation, Tensor input_norm, Tensor neuron_norm,
                Tensor down_norm, Tensor gates, Tensor(a!) counters) -> Tensor
 
-Shapes as in srr::dense_mlp; input_norm float32 [K], neuron_norm and down_norm float32 [I]; gates float32 [3, 2];
-counters int64 [3, 3]. Three gates, a row each:
+Shapes as in srr::dense_mlp; input_norm float32 [K], neuron_norm and down_norm float32 [I]; gates float32
+[3, 2]; counters int64 [3, 3]. Three gates, a row each:
 
 0. input channels of gate and up, scored |x| * input_norm;
-1. neurons scored |activation(gate(x))| * neuron_norm before `up` is computed: a dropped one needs neither its row
-   of `up` nor its row of `down` (no-op, and nothing counted, without a gate weight). After CATS (Lee et al. 2024);
+1. neurons scored |activation(gate(x))| * neuron_norm before `up` is computed: a dropped one needs neither
+   its row of `up` nor its row of `down` (no-op, and nothing counted, without a gate weight). After CATS
+   (Lee et al. 2024);
 2. neurons scored |h| * down_norm once h is known: a dropped one needs no row of `down`.
 
 The third gate is offered every neuron and executes those that both it and the second one kept; its guard's
@@ -39,7 +40,10 @@ def _evaluate(
     gates: Tensor,
     counters: Tensor,
 ) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor]]:
-    """Gated hidden values [rows, I] and the masks (input [rows, K], neuron [rows, I] or None, down [rows, I])."""
+    """Gated hidden values [rows, I] and the masks of the three gates.
+
+    Masks: input [rows, K], neuron [rows, I] or None, down [rows, I].
+    """
     act = activations.lookup(activation).forward
     rows = x.reshape(-1, x.shape[-1])
     inputs = decide(input_score(rows, norms[0]), gates[0])
@@ -121,16 +125,27 @@ def backward(
     """Gradients of x, weights and biases with the kept sets held constant."""
     norms = (input_norm, neuron_norm, down_norm)
     uncounted = torch.zeros(3, 3, dtype=torch.int64, device=x.device)
-    shared = (x, gate_weight, gate_bias, up_weight, up_bias, activation)
-    _, (keep_input, keep_neuron, keep_down) = _evaluate(*shared, norms, gates, uncounted)
+    _, (keep_input, keep_neuron, keep_down) = _evaluate(
+        x, gate_weight, gate_bias, up_weight, up_bias, activation, norms, gates, uncounted
+    )
     wide = (*x.shape[:-1], up_weight.shape[0])
     masks = (
         keep_input.reshape(x.shape),
         None if keep_neuron is None else keep_neuron.reshape(wide),
         keep_down.reshape(wide),
     )
-    keys = ("x", "gate_weight", "gate_bias", "up_weight", "up_bias", "activation")
-    return dense_mlp.mlp_backward(grad, needs, masks, **dict(zip(keys, shared, strict=True)), **rest)
+    return dense_mlp.mlp_backward(
+        grad,
+        needs,
+        masks,
+        x=x,
+        gate_weight=gate_weight,
+        gate_bias=gate_bias,
+        up_weight=up_weight,
+        up_bias=up_bias,
+        activation=activation,
+        **rest,
+    )
 
 
 op = register(

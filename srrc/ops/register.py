@@ -1,11 +1,12 @@
 """One way to register an op of the namespace `srr`: schema, reference, fake and gradient.
 
-`torch.library.register_autograd` takes no op that mutates an argument, and every gated op adds to its counters;
-so the autograd formula is an `autograd.Function` here, for all ops alike. The native library puts a kernel before
-it that returns to C++ at once when no gradient is wanted.
+`torch.library.register_autograd` takes no op that mutates an argument, and every gated op adds to its
+counters; so the autograd formula is an `autograd.Function` here, for all ops alike. The native library puts
+a kernel before it that returns to C++ at once when no gradient is wanted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -26,7 +27,8 @@ def register(
 ) -> torch._ops.OpOverload:
     """Define `srr::NAME` from `schema` ("NAME(Tensor x, ...) -> Tensor") and register its parts.
 
-    The reference serves every device (CompositeExplicitAutograd) until a backend registers a kernel of its own.
+    The reference serves every device (CompositeExplicitAutograd) until a backend registers a kernel of its
+    own.
     """
     name, arguments = schema.split("(", 1)
     qualified = f"srr::{name}"
@@ -40,18 +42,23 @@ def register(
     return op
 
 
+def _below_autograd() -> AbstractContextManager[None]:
+    return torch._C._AutoDispatchBelowAutograd()  # noqa: SLF001
+
+
 def _autograd_kernel(op: torch._ops.OpOverload, backward: Backward) -> Callable[..., Any]:
-    parameters = op._schema.arguments
+    schema = op._schema  # noqa: SLF001 (torch has no other name for it)
+    parameters = schema.arguments
     names = tuple(a.name for a in parameters)
     # A mutated argument must not be saved for backward: its version has moved on by then.
     written = frozenset(a.name for a in parameters if a.alias_info is not None and a.alias_info.is_write)
-    returns_list = not isinstance(op._schema.returns[0].type, torch.TensorType)
+    returns_list = not isinstance(schema.returns[0].type, torch.TensorType)
 
     class Function(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, spec: Any, *flat: Any) -> Any:
             arguments = _pytree.tree_unflatten(list(flat), spec)
-            with torch._C._AutoDispatchBelowAutograd():
+            with _below_autograd():
                 result = op(*arguments)
             kept = dict(zip(names, arguments, strict=True))
             leaves, ctx.kept_spec = _pytree.tree_flatten(
@@ -86,7 +93,7 @@ def _autograd_kernel(op: torch._ops.OpOverload, backward: Backward) -> Callable[
         if torch.is_grad_enabled() and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in flat):
             result = Function.apply(spec, *flat)  # type: ignore[no-untyped-call]
             return list(result) if returns_list else result
-        with torch._C._AutoDispatchBelowAutograd():
+        with _below_autograd():
             return op(*arguments)
 
     return kernel
@@ -97,7 +104,8 @@ def linear_backward(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of `linear(x, weight, bias)`, in eager's order of operations.
 
-    grad [..., N], x [..., K], weight [N, K]; needs = (x, weight, bias) -> ([..., K], [N, K], [N]), None if not needed.
+    grad [..., N], x [..., K], weight [N, K]; needs: (x, weight, bias) -> ([..., K], [N, K], [N]), each None
+    where it is not needed.
     """
     flat = grad.reshape(-1, grad.shape[-1])
     grad_x = grad @ weight if needs[0] else None
