@@ -20,6 +20,7 @@ from srrc.bench.table import remarks, tables
 from srrc.bench.variants import Variant, variants
 from srrc.bench.workload import Workload, make_workload
 from srrc.errors import OptionError, SrrError
+from srrc.profile import Profile
 
 _LOG_WIDTH = 160
 """Columns of the table where there is no terminal to ask."""
@@ -48,6 +49,8 @@ def bench(
             raise OptionError(f"cannot write {path}: there is no folder {path.parent}")
     if plot_path is not None:
         check_plotting()
+    if settings.profile is not None:
+        Profile.load(settings.profile)  # what is wrong with it is said before anything is started
     progress = Console(stderr=True)
     with progress.status(f"loading {settings.model}") as status:
         result = _measure(settings, chosen, _workload(settings), lambda text: _say(progress, status, text))
