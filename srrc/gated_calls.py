@@ -6,6 +6,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from srrc.passes.rows import size_of
 from srrc.runtime.break_even import GatedCall, random_input
@@ -22,7 +23,7 @@ def gated_calls(
             continue
         own = [gate for gate in gates if any(_within(gate.record, record) for record in _records(gm, node))]
         arguments = fx.map_arg(node.args, lambda n: _value(gm, n, weights, sizes))
-        calls.append(GatedCall(_bind(node.target, arguments), own))
+        calls.append(GatedCall(_bind(node.target, arguments), own, _shape(node.target, arguments)))
     return calls
 
 
@@ -32,6 +33,11 @@ def _bind(op: Any, arguments: Any) -> Any:
             return op(*arguments)
 
     return run
+
+
+def _shape(op: Any, arguments: Any) -> str:
+    tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
+    return f"{op} {[(tuple(t.shape), tuple(t.stride()), t.dtype) for t in tensors]}"
 
 
 def _records(gm: fx.GraphModule, node: fx.Node) -> list[torch.Tensor]:

@@ -15,7 +15,8 @@ import torch
 from srrc.runtime.gates import OPEN, Gate
 
 ROUNDS = 5
-"""Times each setting is timed; the settings take turns, and so do the gates, so that weights come from memory."""
+"""Times each setting is timed; the settings take turns, and so do the gates, so that weights come from memory. The
+quickest counts: on a busy machine the others tell of the machine."""
 
 NEVER = 1.0
 """A break-even fraction that no plan reaches: the gate stays open."""
@@ -23,10 +24,14 @@ NEVER = 1.0
 
 @dataclass(frozen=True)
 class GatedCall:
-    """One gated op with its real weights and an input of the right shape: `run()` calls it."""
+    """One gated op with its real weights and an input of the right shape: `run()` calls it.
+
+    Ops of one `shape` (op and argument shapes) cost the same, so what is measured on them is put together.
+    """
 
     run: Callable[[], object]
     gates: Sequence[Gate]
+    shape: str = ""
 
 
 def break_even(calls: Sequence[GatedCall]) -> dict[str, float]:
@@ -54,7 +59,11 @@ def break_even(calls: Sequence[GatedCall]) -> dict[str, float]:
             record, counters = before[id(gate)]
             gate.record.copy_(record)
             gate.counters.copy_(counters)
-    return {gate.id: crossing(*map(median, seen)) for (_, gate), seen in zip(pairs, times, strict=True)}
+    pools: dict[tuple[str, int], list[list[float]]] = {}
+    for (call, gate), seen in zip(pairs, times, strict=True):
+        pools.setdefault((call.shape, _row(call, gate)), []).append([min(setting) for setting in seen])
+    crossings = {key: crossing(*map(median, zip(*pool, strict=True))) for key, pool in pools.items()}
+    return {gate.id: crossings[call.shape, _row(call, gate)] for call, gate in pairs}
 
 
 def crossing(opened: float, none: float, half: float) -> float:
@@ -64,6 +73,10 @@ def crossing(opened: float, none: float, half: float) -> float:
     if half >= none:
         return NEVER
     return min(NEVER, 0.5 * (none - opened) / (none - half))
+
+
+def _row(call: GatedCall, gate: Gate) -> int:
+    return next(index for index, own in enumerate(call.gates) if own is gate)
 
 
 def _threshold(call: GatedCall, gate: Gate, fraction: float) -> float:
