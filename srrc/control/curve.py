@@ -79,7 +79,7 @@ def hull(points: Sequence[Corner]) -> list[Corner]:
 
 
 def segments(gate: str, points: Sequence[Corner], *, whole_first: bool = False) -> list[Segment]:
-    """The segments of the hull of a gate's curve, ascending in slope. whole_first: the first cannot be split."""
+    """The segments of the hull of a curve, ascending in slope. whole_first: the first cannot be split."""
     pairs = enumerate(itertools.pairwise(hull(points)))
     return [Segment(gate, start, end, whole_first and index == 0) for index, (start, end) in pairs]
 

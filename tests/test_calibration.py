@@ -1,0 +1,187 @@
+"""The calibration door, on tiny models of real families: what it measures, what it leaves alone, what it
+refuses.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import srrc
+from srrc.control.controller import plan
+from srrc.errors import ModelError, OptionError
+from srrc.gated_model import GatedModel
+from srrc.models_zoo import families
+from srrc.profile import Profile
+from srrc.relevance.calibrate import run_dense
+from srrc.relevance.information import Settings, together
+from srrc.relevance.replay import Replay
+
+
+class Letters:
+    """A tokenizer whose tokens are characters."""
+
+    def __call__(self, text: str, **options: Any) -> dict[str, Any]:
+        return {"input_ids": [ord(letter) % 256 for letter in text]}
+
+
+TEXT = " ".join(f"the {word} of {number}" for number in range(200) for word in ("cost", "gate", "plan"))
+
+
+def llama() -> nn.Module:
+    torch._dynamo.reset()
+    return families.tiny("llama").model
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> tuple[nn.Module, Profile]:
+    model = llama()
+    return model, srrc.calibrate(model, Letters(), TEXT, windows=4, length=24, progress=False)
+
+
+def test_every_gate_has_a_curve(calibrated: tuple[nn.Module, Profile]) -> None:
+    _, profile = calibrated
+    kinds = {gate.id.split(":")[0] for gate in profile.gates.values()}
+    assert kinds == {"channel", "neuron", "vocab"}
+    for layer in range(2):
+        assert f"channel:model.layers.{layer}.self_attn.q_proj.weight" in profile.gates
+        assert f"neuron:model.layers.{layer}.mlp.gate_proj.weight/down" in profile.gates
+    assert not any(name.endswith("/neuron") for name in profile.gates)
+    assert all(gate.drift[-1] > 0 for gate in profile.gates.values())
+    assert profile.joint
+    assert profile.texts["tokens"] == 4 * 24
+    assert profile.texts["measure"] == "logits"
+    assert {name.rsplit("/", 1)[1] for name in profile.vectors} >= {"rotation", "inverse", "mean", "exact"}
+
+
+def test_predicted_drift_is_what_other_text_shows(calibrated: tuple[nn.Module, Profile]) -> None:
+    model, profile = calibrated
+    made = plan(profile, max_drift=profile.joint[-1].measured / 2)
+    assert made.spent < 1
+    calls = [{"input_ids": torch.tensor([[ord(c) % 256 for c in TEXT[5000:5048]]]), "use_cache": False}]
+    with torch.no_grad():
+        gated = GatedModel(model, calls[0])
+        gated.insert(profile.covers, profile.vectors)
+        replay = Replay(gated.gm, gated.gates)
+        arguments, settings = gated.arguments(calls[0]), Settings()
+        reference = run_dense(replay, arguments, gated.output, settings)
+        found = together(replay, arguments, reference, gated.output, made.thresholds["decode"])
+    assert found.mean == pytest.approx(made.drift, rel=0.5)
+
+
+def test_it_survives_a_file_and_fits_its_model(calibrated: tuple[nn.Module, Profile], tmp_path: Path) -> None:
+    model, profile = calibrated
+    profile.save(tmp_path / "p.srr")
+    back = Profile.load(tmp_path / "p.srr")
+    back.check(dict(model.named_parameters()))
+    assert plan(back, budget=0.8).thresholds == plan(profile, budget=0.8).thresholds
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = llama()
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    strides = {name: parameter.stride() for name, parameter in model.named_parameters()}
+    model.train()
+    model.requires_grad_(True)
+    srrc.calibrate(model, Letters(), TEXT, windows=1, length=8, quick=True, progress=False)
+    assert model.training
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name])
+        assert parameter.stride() == strides[name]
+        assert parameter.requires_grad
+        assert parameter.grad is None
+
+
+def test_it_is_repeatable() -> None:
+    first, second = (
+        srrc.calibrate(llama(), Letters(), TEXT, windows=2, length=12, quick=True, progress=False)
+        for _ in range(2)
+    )
+    assert first.texts["sha256"] == second.texts["sha256"]
+    for name, gate in first.gates.items():
+        assert torch.equal(gate.drift, second.gates[name].drift)
+
+
+def test_neuron_gates_come_when_asked_for() -> None:
+    profile = srrc.calibrate(
+        llama(), Letters(), TEXT, windows=2, length=12, quick=True, neurons=True, progress=False
+    )
+    name = "neuron:model.layers.0.mlp.gate_proj.weight/neuron"
+    assert profile.gates[name].drift[-1] > 0
+    assert profile.vectors[f"{name}/norm"].shape == (profile.gates[name].cost.units,)
+
+
+@pytest.mark.parametrize("family", ["bert", "vit", "gpt2"])
+def test_models_that_take_batches(family: str) -> None:
+    torch._dynamo.reset()
+    tiny = families.tiny(family)
+    batches = [{**tiny.inputs(batch=2, length=9), **no_cache(family)} for _ in range(3)]
+    profile = srrc.calibrate(tiny.model, batches=batches, quick=True, progress=False)
+    assert profile.gates
+    assert all(torch.isfinite(gate.drift).all() for gate in profile.gates.values())
+    assert any(gate.drift[-1] > 0 for gate in profile.gates.values())
+    expected = "values" if hasattr(tiny.model(**batches[0]), "last_hidden_state") else "logits"
+    assert profile.texts["measure"] == expected
+
+
+def no_cache(family: str) -> dict[str, bool]:
+    return {"use_cache": False} if family == "gpt2" else {}
+
+
+def test_a_plain_module_and_tensor_batches() -> None:
+    torch._dynamo.reset()
+    model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8), nn.LayerNorm(8), nn.Linear(8, 5))
+    profile = srrc.calibrate(model, batches=[torch.randn(16, 8) for _ in range(3)], progress=False)
+    assert profile.gates.keys() >= {"neuron:0.weight/input", "neuron:0.weight/down"}
+
+
+class TestRefusals:
+    def test_neither_text_nor_batches(self) -> None:
+        with pytest.raises(OptionError, match="needs a tokenizer"):
+            srrc.calibrate(llama(), progress=False)
+
+    def test_no_batches(self) -> None:
+        with pytest.raises(OptionError, match="batches= is empty"):
+            srrc.calibrate(llama(), batches=[], progress=False)
+
+    @pytest.mark.parametrize("given", [{"windows": 0}, {"length": -3}, {"windows": 1.5}, {"length": True}])
+    def test_sizes(self, given: dict[str, Any]) -> None:
+        with pytest.raises(OptionError, match="whole number of at least 1"):
+            srrc.calibrate(llama(), Letters(), TEXT, progress=False, **given)
+
+    def test_too_little_text(self) -> None:
+        with pytest.raises(ModelError, match="2 tokens are too little"):
+            srrc.calibrate(llama(), Letters(), "ab", progress=False)
+
+    def test_a_graph_break(self) -> None:
+        class Breaks(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.one, self.two = nn.Linear(4, 4), nn.Linear(4, 4)
+
+            def forward(self, x: Tensor) -> Tensor:
+                x = self.one(x)
+                torch._dynamo.graph_break()
+                result: Tensor = self.two(x)
+                return result
+
+        with pytest.raises(ModelError, match="does not capture the model as one graph"):
+            srrc.calibrate(Breaks(), batches=[torch.randn(3, 4)], progress=False)
+
+    def test_no_place_for_a_gate(self) -> None:
+        with pytest.raises(ModelError, match="no place where a gate can stand"):
+            srrc.calibrate(nn.Conv1d(2, 2, 1), batches=[torch.randn(1, 2, 5)], progress=False)
+
+    def test_batches_of_several_shapes(self) -> None:
+        model = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 4))
+        with pytest.raises(ModelError, match="same shapes"):
+            srrc.calibrate(model, batches=[torch.randn(3, 4), torch.randn(5, 4)], progress=False)
+
+
+def test_the_bar_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
+    srrc.calibrate(llama(), Letters(), TEXT, windows=1, length=8, quick=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "calibrating" in captured.err
