@@ -47,8 +47,15 @@ def _returns_argument(view: GraphView, node: fx.Node) -> bool:
     if is_method(node, "contiguous"):
         return len(node.args) == 1 and not node.kwargs and view.is_contiguous(node.args[0])
     if is_method(node, "view", "reshape"):
-        return view.shape(node) == view.shape(node.args[0]) and view.is_contiguous(node.args[0])
+        return _reshapes_to_itself(view, node)
     return is_method(node, *_CASTS) and _casts_to_itself(view, node)
+
+
+def _reshapes_to_itself(view: GraphView, node: fx.Node) -> bool:
+    before, after = view.tensor(node.args[0]), view.tensor(node)
+    if before is None or after is None or before.dtype != after.dtype:  # `view` can also reinterpret the bits
+        return False
+    return view.shape(node) == view.shape(node.args[0]) and view.is_contiguous(node.args[0])
 
 
 def _casts_to_itself(view: GraphView, node: fx.Node) -> bool:

@@ -65,7 +65,10 @@ def _pathway(view: GraphView, call: Eager, *, is_causal: bool | fx.Node) -> Path
     place = _place(view, call.q) or call.node.name
     if len(view.shape(call.q)) != 4:
         return Refusal(place, "attention", Reason.UNSUPPORTED_SHAPE, "heads are not a dimension of their own")
-    k_base, v_base = through_repeated_heads(view, call.k), through_repeated_heads(view, call.v)
+    refusal = _unfit(view, call, place)
+    if refusal is not None:
+        return refusal
+    k_base, v_base = (_unrepeated(view, value, call.node) for value in (call.k, call.v))
     heads, shared = view.shape(call.q)[1], view.shape(k_base)[1]
     if not isinstance(heads, sympy.Integer) or not isinstance(shared, sympy.Integer) or heads % shared:
         return Refusal(place, "attention", Reason.UNSUPPORTED_SHAPE, f"{heads} heads over {shared}")
@@ -95,6 +98,25 @@ def _pathway(view: GraphView, call: Eager, *, is_causal: bool | fx.Node) -> Path
         cost=attention_cost(view, call.q, k_base, v_base),
         bypass=Bypass.ZERO,
     )
+
+
+def _unfit(view: GraphView, call: Eager, place: str) -> Refusal | None:
+    operands = (call.q, call.k, call.v)
+    if (
+        len({tensor.dtype for node in (*operands, call.node) if (tensor := view.tensor(node)) is not None})
+        != 1
+    ):
+        return Refusal(place, "attention", Reason.UNSUPPORTED_DTYPE, "it is cast on the way")
+    first = view.in_order(call.nodes)[0]
+    writers = (view.written_between(operand, first, call.node) for operand in operands)
+    writer = next((writer for writer in writers if writer is not None), None)
+    return Refusal(place, "attention", Reason.WRITTEN_BETWEEN, writer.name) if writer is not None else None
+
+
+def _unrepeated(view: GraphView, value: fx.Node, call: fx.Node) -> fx.Node:
+    """The base of repeated heads, unless it is overwritten between the copy and the call."""
+    base = through_repeated_heads(view, value)
+    return value if view.written_between(base, value, call) is not None else base
 
 
 def through_repeated_heads(view: GraphView, node: fx.Node) -> fx.Node:

@@ -26,7 +26,7 @@ class ChannelGroup:
 
 def find(view: GraphView) -> Iterator[Pathway | Refusal]:
     """One pathway for each tensor that linears read; a refusal for each linear over a computed weight."""
-    groups: dict[fx.Node, list[Linear]] = {}
+    groups: dict[tuple[fx.Node, int], list[Linear]] = {}
     for node in view.nodes:
         linear = read_linear(view, node)
         if isinstance(linear, Refusal):
@@ -34,8 +34,11 @@ def find(view: GraphView) -> Iterator[Pathway | Refusal]:
         elif linear is None:
             yield from _near_miss(view, node)
         else:
-            groups.setdefault(linear.x, []).append(linear)
-    for x, linears in groups.items():
+            # A value that is written to in between is not the same value any more.
+            writers = view.storage.writers.get(view.storage.root(linear.x), ())
+            version = sum(view.order[writer] < view.order[node] for writer in writers)
+            groups.setdefault((linear.x, version), []).append(linear)
+    for (x, _), linears in groups.items():
         group = ChannelGroup(x, tuple(linears))
         nodes = tuple(linear.node for linear in linears)
         yield Pathway(

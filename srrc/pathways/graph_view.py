@@ -20,7 +20,8 @@ SINK = "sink"
 def size(value: object) -> sympy.Expr:
     """One dimension as a sympy expression: a number, or the SymInt's own over the graph's symbols."""
     if isinstance(value, torch.SymInt):
-        return value.node.expr
+        # The length of a nested tensor is a symbol of another kind, without an expression.
+        return getattr(value.node, "expr", None) or sympy.Symbol(str(value), integer=True, positive=True)
     return sympy.Integer(int(value))  # type: ignore[call-overload]
 
 
@@ -128,6 +129,11 @@ class GraphView:
     def storage(self) -> Storage:
         """Which values share storage, and who writes to it."""
         return Storage(self.nodes)
+
+    def written_between(self, value: fx.Node, first: fx.Node, last: fx.Node) -> fx.Node | None:
+        """The first node after `first` and before `last` that may write to the storage of `value`."""
+        writers = self.storage.writers.get(self.storage.root(value), ())
+        return next((w for w in writers if self.order[first] < self.order[w] < self.order[last]), None)
 
     @functools.cached_property
     def sources(self) -> dict[fx.Node, list[fx.Node]]:

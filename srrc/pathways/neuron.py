@@ -86,6 +86,9 @@ def _build(
         outside = next((user.name for user in node.users if user not in inside), None)
         if outside is not None:
             return Refusal(first.fqn, "neuron", Reason.USED_ELSEWHERE, f"{node.name} is read by {outside}")
+    writer = view.written_between(first.x, nodes[0], down.node)
+    if writer is not None:
+        return Refusal(first.fqn, "neuron", Reason.WRITTEN_BETWEEN, writer.name)
     return Mlp(first.x, gate[0] if gate else None, up[0], down, activation.name, nodes)
 
 

@@ -152,6 +152,7 @@ KEPT = {
     "copy by position": (lambda x: x.to(torch.float32, False, True) + 1, "to"),
     "handed out": (lambda x: torch.sin(x).contiguous(), "contiguous"),
     "written to": (lambda x: torch.sin(x).t().contiguous().t().contiguous().add_(1), "contiguous"),
+    "view of the bits": (lambda x: x.view(torch.int32) + 1, "view"),
     "reshape of a transpose": (lambda x: x.t().reshape(4, 4) + 1, "reshape"),
     "channels last": (
         lambda x: x.view(1, 4, 2, 2).contiguous(memory_format=torch.channels_last) + 1,

@@ -81,6 +81,20 @@ def test_values_may_be_narrower_than_keys(capture) -> None:
     assert graph.of("attention")[0].cost.flops == 2 * 3 * 4 * 7 * 7 * (4 + 3)
 
 
+def _late_write(q: Tensor, k: Tensor) -> Tensor:
+    copies = _repeat(k)
+    k.mul_(2)
+    return F.scaled_dot_product_attention(q, copies, copies)
+
+
+def test_keys_that_change_after_they_were_copied_are_not_looked_through(capture) -> None:
+    (graph,) = capture(Attend(_late_write), torch.randn(3, 7, 16))
+    graph.find()
+    site = graph.of("attention")[0].site
+    assert site.groups == 1
+    assert site.k_base is site.k
+
+
 def test_a_softmax_between_other_products_is_no_attention(capture) -> None:
     class Mixture(nn.Module):
         def __init__(self) -> None:

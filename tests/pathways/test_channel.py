@@ -97,6 +97,18 @@ def test_a_weight_that_multiplies_from_the_left_is_refused(capture) -> None:
     assert graph.refused("channel") == [("weight", "UNSUPPORTED_SHAPE")]
 
 
+def test_what_autocast_casts_is_refused(capture) -> None:
+    class Cast(Shared):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().forward(x)
+
+    (graph,) = capture(Cast(), torch.randn(2, 3, 16))
+    graph.find()
+    assert graph.of("channel") == []
+    assert {reason for _, reason in graph.refused("channel")} == {"UNSUPPORTED_DTYPE"}
+
+
 def test_a_layer_used_twice_has_two_places(capture) -> None:
     class Twice(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:

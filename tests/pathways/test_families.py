@@ -145,6 +145,7 @@ def test_prefill_and_decode_have_the_same_places(name: str, capture_generate) ->
     for graph in (prefill, decode):
         _assert_same(graph)
         graph.find()
+        assert {p.site.groups for p in graph.of("attention")} <= {EXPECTED[name].groups}
     before, after = ({(p.kind, p.place) for p in g.context.pathways} for g in (prefill, decode))
     if tiny.kind == "encoder-decoder":  # keys and values of the encoder's output are computed once
         assert {kind for kind, _ in before - after} == {"channel"}

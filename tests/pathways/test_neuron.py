@@ -174,6 +174,24 @@ def test_a_parameter_that_the_graph_writes_to_is_no_weight(capture) -> None:
     assert [p.place for p in graph.of("channel")] == ["up.weight"]
 
 
+def test_an_input_that_is_overwritten_meanwhile_is_refused(capture) -> None:
+    class Moving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.up, self.down = nn.Linear(16, 48), nn.Linear(16, 48), nn.Linear(48, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            gate = F.silu(self.gate(x))
+            x.mul_(2)
+            return self.down(gate * self.up(x))
+
+    (graph,) = capture(Moving(), torch.randn(2, 16))
+    graph.find()
+    assert graph.of("neuron") == []
+    assert graph.refused("neuron") == [("gate.weight", "WRITTEN_BETWEEN")]
+    assert len(graph.of("channel")) == 3, "the two reads see different values and need a gate each"
+
+
 def test_gates_of_different_inputs_are_no_gated_mlp(capture) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
