@@ -1,4 +1,4 @@
-"""The vocabulary head: coarse logits choose the blocks of tokens that deserve exact ones.
+"""The vocabulary head: coarse logits choose the tokens that deserve exact ones.
 
 Found: a linear with at least four times as many outputs as inputs, whose value reaches the graph's output and
 no other contraction on the way. Logit scaling, soft caps and slices may follow it.
@@ -17,7 +17,7 @@ from srrc.pathways.patterns import is_contraction
 from srrc.reasons import Reason, Refusal
 
 WIDENING = 4
-"""Least ratio of outputs to inputs: below it, choosing blocks costs more than it saves."""
+"""Least ratio of outputs to inputs: below it, choosing tokens costs more than it saves."""
 
 
 @dataclass(frozen=True)

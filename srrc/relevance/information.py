@@ -135,7 +135,9 @@ def intervene(
             if done(place.gate.id):
                 continue
             _respond(replay, values, place, entry, settings)
-            entry.at = entry.at or _past_the_free(entry.response, settings.measured)
+            is_head = place.gate.id.startswith("vocab:")
+            measured = _late(settings.measured) if is_head else settings.measured
+            entry.at = entry.at or _past_the_free(entry.response, measured)
             drifts = []
             for fraction in entry.at:
                 record = (_at(entry.quantiles, fraction), float(_between(entry.kept_low, fraction)))
@@ -180,6 +182,13 @@ def curve(entry: Measured) -> tuple[Tensor, Tensor]:
     drift = (response * _linear(ratio, at[usable], fractions).exp()).cummax(0).values
     relative = _linear(errors[usable] / means[usable], at[usable], fractions)
     return drift.float(), (drift * relative).float()
+
+
+def _late(measured: Sequence[float]) -> tuple[float, ...]:
+    """Where to measure a vocabulary head: most directions of its rotated input hardly matter to any one
+    context, so it is worth closing much further than other gates (0.3, 0.5, 0.7 become 0.59, 0.82, 0.95).
+    """
+    return tuple(1 - (1 - fraction) ** 2.5 for fraction in measured)
 
 
 def _past_the_free(response: Tensor, measured: Sequence[float]) -> tuple[float, ...]:

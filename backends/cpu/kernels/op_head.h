@@ -166,26 +166,18 @@ inline void coarsen(const Head& head, Tensor& out, int64_t& failed) {
     some.rows = std::min<int64_t>(MAX_ROWS, head.x.rows - first);
     some.data = offset(head.x.data, first * k, head.x.dtype);
     Input x = Input::read(scope, some);
-    Input y = rotated(scope, head, x);
-    float* masked = scope.take<float>(y.rows * k);
-    bool whole[MAX_ROWS];
-    for (int m = 0; m < y.rows; ++m) {
-      Scratch::Scope own;
-      const float* row = y.natural + m * y.ld;
-      const Kept kept = decide(own, row, y.ld, head.norm, head.gate, 1, k);
-      whole[m] = kept.list == nullptr;
-      failed += kept.failed;
-      keep_only(kept, row, masked + m * k, k);
-    }
-    y.natural = masked;
-    y.ld = k;
-    int64_t ld = 0;
-    float* logits = coarse_product(scope, head, y, ld);
+    const Input all = rotated(scope, head, x);
     float* exact = scope.take<float>(n);
     for (int m = 0; m < x.rows; ++m) {
       Scratch::Scope own;
-      float* row = logits + m * ld;
-      if (whole[m]) continue;
+      Input y = all;
+      y.rows = 1;
+      y.natural += m * all.ld;
+      y.kept = decide(own, y.natural, y.ld, head.norm, head.gate, 1, k);
+      failed += y.kept.failed;
+      if (y.kept.list == nullptr) continue;
+      int64_t ld = 0;
+      float* row = coarse_product(own, head, y, ld);
       if (table_in_use->add(row, head.coarse_bias, n)) {
         ++failed;
         continue;
