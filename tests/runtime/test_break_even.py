@@ -19,7 +19,7 @@ def op(gate: Gate, unit: float, deciding: float):
 
     def run() -> None:
         kept = int((~(scores <= gate.record[0])).sum())
-        gate.counters += torch.tensor([64, kept, 0])
+        gate.counters.add_(torch.tensor([64, kept, 0]))
         end = time.perf_counter() + unit * kept + (deciding if gate.record[0] >= 0 else 0.0)
         while time.perf_counter() < end:
             pass
