@@ -1,0 +1,1 @@
+"""Backends: an FX graph in, something that runs out."""

@@ -5,7 +5,7 @@ symbols stay those of the whole graph, and what Inductor learns of one region do
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -23,9 +23,9 @@ def compile_region(
 ) -> Callable[..., Any]:
     """Compile `module` (it is consumed) for `inputs` (fake tensors and SymInts). Returns f(*inputs) -> tuple."""
     with tracing(TracingContext(fake_mode)), torch.no_grad():
-        values = [_resolved(value) for value in inputs]
-        compiled: Callable[..., Any] = compile_fx(module, values, config_patches=dict(REGION_CONFIG))
-    return compiled
+        values: list[Any] = [_resolved(value) for value in inputs]
+        compiled = compile_fx(module, values, config_patches=dict(REGION_CONFIG))
+    return cast("Callable[..., Any]", compiled)
 
 
 def _resolved(value: object) -> object:
@@ -41,5 +41,4 @@ def _resolved(value: object) -> object:
 
 def compile_whole(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
     """Compile an untouched Dynamo graph as `backend="inductor"` would: the dense path, with gradients."""
-    compiled: Callable[..., Any] = compile_fx(gm, list(example_inputs))
-    return compiled
+    return cast("Callable[..., Any]", compile_fx(gm, list(example_inputs)))

@@ -38,7 +38,9 @@ def is_parameter(node: fx.Node, example: object) -> bool:
     """True for a parameter, or a buffer, that stays the same tensor from call to call."""
     if isinstance(example, torch.nn.Parameter):
         return True
-    return isinstance(example, torch.Tensor) and "_dynamo_static_input_type" in node.meta.get("tensor_dict", {})
+    return isinstance(example, torch.Tensor) and "_dynamo_static_input_type" in node.meta.get(
+        "tensor_dict", {}
+    )
 
 
 def needs_gradients(example_inputs: Sequence[object]) -> bool:

@@ -21,7 +21,7 @@ def drifting_output(gm: fx.GraphModule, pathways: Sequence[Pathway]) -> tuple[in
     for position, node in enumerate(values):
         value = node.meta.get("example_value") if isinstance(node, fx.Node) else None
         if isinstance(value, torch.Tensor) and value.is_floating_point() and value.dim() > 0:
-            if value.shape[-1] in widths:
+            if value.shape[-1] in [*widths]:
                 return position, True
             last = (position, False)
     return last

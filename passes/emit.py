@@ -6,7 +6,6 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
-
 REPLACED_BY = "srr_replaced_by"
 """Key of an erased node's meta: the node that took its place."""
 

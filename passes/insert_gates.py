@@ -44,6 +44,7 @@ class InsertGates:
     name: str = "insert_gates"
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
+        """Edit `gm` in place."""
         taken: set[fx.Node] = set()
         for kind in dict.fromkeys([*GATED, *(pathway.kind for pathway in context.pathways)]):
             for pathway in (p for p in context.pathways if p.kind == kind):

@@ -49,12 +49,16 @@ def split_list(graph: fx.Graph, results: fx.Node, linears: tuple[Linear, ...]) -
         replace(graph, (linear.node,), linear.node, item)
 
 
-def split_columns(graph: fx.Graph, result: fx.Node, linears: tuple[Linear, ...], fake_mode: FakeTensorMode) -> None:
+def split_columns(
+    graph: fx.Graph, result: fx.Node, linears: tuple[Linear, ...], fake_mode: FakeTensorMode
+) -> None:
     """Put the columns of `result` [..., N_0 + N_1 + ...] in the places of the linears, as views."""
     items, start = [], 0
     for linear in linears:
         args = (result, -1, start, start + linear.out_features)
-        items.append(result if len(linears) == 1 else emit(graph, torch.ops.aten.slice.Tensor, args, fake_mode))
+        items.append(
+            result if len(linears) == 1 else emit(graph, torch.ops.aten.slice.Tensor, args, fake_mode)
+        )
         start += linear.out_features
     for linear, item in zip(linears, items, strict=True):
         replace(graph, (linear.node,), linear.node, item)

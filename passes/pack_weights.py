@@ -42,6 +42,7 @@ class PackWeights:
     name: str = "pack_weights"
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
+        """Lay out the weights; the graph stays, its values get the new strides."""
         for node in [linear.weight for linear in gated_linears(context.pathways, self.source)]:
             weight = self.source.weights[node.name]
             if weight.dim() != 2 or not _only_linears(node):
@@ -101,7 +102,7 @@ def _tell_dynamo(node: fx.Node, weight: torch.Tensor) -> bool:
     try:
         sizes_strides = InstructionTranslator.current_tx().output.input_source_to_sizes_strides
         recorded = sizes_strides[node.meta["grapharg"].source]
-        recorded["stride"] = type(recorded["stride"])((1, weight.shape[0]))
+        recorded["stride"] = (1, weight.shape[0])
     except (AttributeError, KeyError, TypeError) as error:
         log.info("%s stays by rows: Dynamo's record of its strides was not found (%r)", node.name, error)
         return False

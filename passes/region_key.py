@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import sympy
 import torch
@@ -18,7 +19,9 @@ def region_key(
     lines += _aliases(inputs, names)
     for node in nodes:
         target = _attribute(gm, node) if node.op == "get_attr" else _target(node.target)
-        args = fx.map_arg((node.args, dict(sorted(node.kwargs.items()))), lambda n: _Name(names[n]))
+        args = fx.map_arg(
+            (node.args, dict(sorted(node.kwargs.items()))), lambda n: cast("Any", _Name(names[n]))
+        )
         lines.append(f"{names[node]} = {node.op} {target} {args!r}")
     lines.append(f"return {[names[node] for node in outputs]}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()

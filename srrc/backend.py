@@ -43,11 +43,13 @@ def srr(
     """
     try:
         if mode is not None:
-            raise OptionError(f"mode={mode!r} is Inductor's; the srr backend takes options={{'budget': ...}} instead")
+            raise OptionError(
+                f"mode={mode!r} is Inductor's; the srr backend takes options={{'budget': ...}} instead"
+            )
         configure_logs()
         return compile_graph(gm, example_inputs, parse_options(options))
     except SrrError as error:
-        raise _through_dynamo(error, sys._getframe()) from error.__cause__
+        raise _through_dynamo(error, sys._getframe()) from error.__cause__  # noqa: SLF001
 
 
 def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> Callable[..., Any]:
@@ -60,7 +62,7 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
             return compile_capture(capture(gm, example_inputs), graph)
         except SrrError:
             raise
-        except Exception as error:  # whatever a pass or Inductor raises, the user's program must run
+        except Exception as error:  # noqa: BLE001  (whatever it is, the user's program must run)
             write_reproducer(options.dump_dir, graph, gm, example_inputs, error)
             detail = f"{type(error).__name__}: {error}"
             fall_back(graph, Refusal("graph", "graph", Reason.COMPILE_FAILED, detail), cause=error)
@@ -72,12 +74,16 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
 def _unfit(example_inputs: Sequence[Any]) -> Refusal | None:
     """Why a graph is left to Inductor as it is, or None where srrc compiles it."""
     if needs_gradients(example_inputs):
-        return Refusal("graph", "graph", Reason.AUTOGRAD, "call it under torch.no_grad() to compile it for inference")
+        return Refusal(
+            "graph", "graph", Reason.AUTOGRAD, "call it under torch.no_grad() to compile it for inference"
+        )
     for example in example_inputs:
         if isinstance(example, torch.Tensor) and example.device.type != "cpu":
             return Refusal("graph", "graph", Reason.NOT_CPU, f"an input is on {example.device}")
         if isinstance(example, torch.Tensor) and is_traceable_wrapper_subclass(example):
-            return Refusal("graph", "graph", Reason.UNSUPPORTED_DTYPE, f"an input is a {type(example).__name__}")
+            return Refusal(
+                "graph", "graph", Reason.UNSUPPORTED_DTYPE, f"an input is a {type(example).__name__}"
+            )
     return None
 
 
@@ -95,9 +101,11 @@ def _dense(gm: fx.GraphModule, example_inputs: Sequence[Any], graph: CompiledGra
 def _through_dynamo(error: SrrError, frame: FrameType) -> Exception:
     """The same error, of a class that Dynamo hands on to the user as it is instead of wrapping it in its own.
 
+    It goes on to read as one line: Dynamo adds to its arguments how to see more of Dynamo.
     frame: where the traceback may begin, without Dynamo's frames above it.
     """
-    kind = type(error)
-    passing = type(kind.__name__, (ShortenTraceback, kind), {"__module__": kind.__module__})
+    kind, message = type(error), str(error)
+    own = {"__module__": kind.__module__, "__str__": lambda self: message}
+    passing = type(kind.__name__, (ShortenTraceback, kind), own)
     made: Exception = passing(*error.args, first_useful_frame=frame)
     return made

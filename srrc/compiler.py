@@ -115,6 +115,9 @@ def _dispatch(
         with below_autograd():
             return first(*args)
 
+    if rows is None:
+        return call_static
+
     def call_dynamic(*args: Any) -> Any:
         sizes = [args[position] for position in positions]
         graph.count(sizes)
@@ -123,8 +126,6 @@ def _dispatch(
         with below_autograd():
             return run(*args)
 
-    if rows is None:
-        return call_static
     captured_rows = rows(*(_captured_size(captured, position) for position in positions))
     graph.cache.get(_signature(captured_rows), lambda: first)
     return call_dynamic
@@ -195,7 +196,7 @@ def _respecialise(
         run = _specialise(captured, graph, source, dict(zip(captured.symbols, sizes, strict=True)))
     except SrrError:
         raise
-    except Exception as error:  # the first specialisation still runs the user's program
+    except Exception as error:  # noqa: BLE001  (the first specialisation runs the user's program)
         detail = f"a specialisation for sizes {list(sizes)}: {type(error).__name__}: {error}"
         fall_back(graph, Refusal("graph", "graph", Reason.COMPILE_FAILED, detail), cause=error)
         return first

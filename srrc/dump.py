@@ -16,7 +16,7 @@ Observer = Callable[[str, fx.GraphModule], None]
 
 
 def stage_writer(folder: Path | None, graph: CompiledGraph) -> Observer | None:
-    """An observer for `run_passes` that writes each stage as a numbered file of readable code; None without a folder."""
+    """An observer for `run_passes` that writes each stage as a numbered file of code; None without a folder."""
     if folder is None:
         return None
     own = _own_folder(folder, graph)
@@ -37,13 +37,20 @@ def write_result(folder: Path | None, graph: CompiledGraph) -> None:
         return
     own = _own_folder(folder, graph)
     _write(own / "driver.py", graph.source)
-    _write(own / "refusals.txt", "".join(f"{r.kind} {r.place}: {r.reason.value} {r.detail}\n" for r in graph.refusals))
+    _write(
+        own / "refusals.txt",
+        "".join(f"{r.kind} {r.place}: {r.reason.value} {r.detail}\n" for r in graph.refusals),
+    )
     if graph.plan is not None:
         _write(own / "plan.json", json.dumps(dataclasses.asdict(graph.plan), indent=1, default=dict))
 
 
 def write_reproducer(
-    folder: Path | None, graph: CompiledGraph, gm: fx.GraphModule, example_inputs: Sequence[Any], error: BaseException
+    folder: Path | None,
+    graph: CompiledGraph,
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    error: BaseException,
 ) -> None:
     """Write a program that fails as this graph did: its code, and inputs of the same shapes and strides."""
     if folder is None:
@@ -80,7 +87,9 @@ def _own_folder(folder: Path, graph: CompiledGraph) -> Path:
     try:
         own.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CacheError(f"dump_dir {folder} cannot be written ({error.strerror}); give another folder") from error
+        raise CacheError(
+            f"dump_dir {folder} cannot be written ({error.strerror}); give another folder"
+        ) from error
     return own
 
 
@@ -88,4 +97,6 @@ def _write(path: Path, text: str) -> None:
     try:
         path.write_text(text)
     except OSError as error:
-        raise CacheError(f"dump_dir {path.parent} cannot be written ({error.strerror}); give another folder") from error
+        raise CacheError(
+            f"dump_dir {path.parent} cannot be written ({error.strerror}); give another folder"
+        ) from error

@@ -14,7 +14,10 @@ from srrc.runtime.gates import Gate
 
 
 def gated_calls(
-    gm: fx.GraphModule, gates: Sequence[Gate], weights: Mapping[str, torch.Tensor], sizes: Mapping[sympy.Symbol, int]
+    gm: fx.GraphModule,
+    gates: Sequence[Gate],
+    weights: Mapping[str, torch.Tensor],
+    sizes: Mapping[sympy.Symbol, int],
 ) -> list[GatedCall]:
     """One call a gated op. weights: by placeholder name; sizes: of the graph's symbols, where not as captured."""
     calls = []
@@ -58,7 +61,11 @@ def _value(
         return weights[node.name].detach()
     if node.op == "get_attr":
         return getattr(gm, str(node.target))
-    if str(node.target).startswith("aten.") and all(n.name in weights for n in node.all_input_nodes):
+    if (
+        callable(node.target)
+        and str(node.target).startswith("aten.")
+        and all(n.name in weights for n in node.all_input_nodes)
+    ):
         return node.target(*fx.map_arg(node.args, lambda n: _value(gm, n, weights, sizes)))
     value = node.meta["example_value"]
     shape = [size_of(size, sizes) or 1 for size in value.shape]

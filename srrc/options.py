@@ -80,7 +80,9 @@ def check_budget(value: object) -> float | None:
 def _number(name: str, value: object, *, low: float, high: float) -> float | None:
     if value is None:
         return None
-    bounds = f"a number in [{low:g}, {high:g}]" if math.isfinite(high) else f"a finite number of at least {low:g}"
+    bounds = (
+        f"a number in [{low:g}, {high:g}]" if math.isfinite(high) else f"a finite number of at least {low:g}"
+    )
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise OptionError(f"{name}={value!r} is not a number; give {bounds}")
     if not math.isfinite(value) or not low <= value <= high:
@@ -114,7 +116,9 @@ def _levels(value: object) -> frozenset[str]:
     if value is None:
         return LEVELS
     if isinstance(value, str) or not isinstance(value, (list, tuple, set, frozenset)):
-        raise OptionError(f"levels={value!r} is not a list of level names; known: {', '.join(sorted(LEVELS))}")
+        raise OptionError(
+            f"levels={value!r} is not a list of level names; known: {', '.join(sorted(LEVELS))}"
+        )
     for level in value:
         if level not in LEVELS:
             near = difflib.get_close_matches(str(level), sorted(LEVELS), n=1)

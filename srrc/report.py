@@ -26,7 +26,9 @@ def compiled_graphs(compiled: object) -> list[CompiledGraph]:
     """
     module = _module_behind(compiled)
     if module is None:
-        raise ModelError(f"no torch.nn.Module behind {compiled!r}; pass the model or what torch.compile() returned")
+        raise ModelError(
+            f"no torch.nn.Module behind {compiled!r}; pass the model or what torch.compile() returned"
+        )
     graphs = graphs_of([*module.parameters(), *module.buffers()])
     if not graphs and compiled is not module and hasattr(module, "generate"):
         message = (
@@ -82,7 +84,9 @@ def set_budget(compiled: object, budget: float) -> None:
         raise OptionError("budget=None; give a fraction of the dense cost in (0, 1]")
     gated = [graph for graph in compiled_graphs(compiled) if graph.replan is not None]
     if not gated and value < 1.0:
-        raise OptionError("this model was compiled without a profile; compile it with options={'profile': ...}")
+        raise OptionError(
+            "this model was compiled without a profile; compile it with options={'profile': ...}"
+        )
     for graph in gated:
         assert graph.replan is not None
         graph.plan = graph.replan(value)
@@ -147,7 +151,7 @@ def _rows(index: int, graph: CompiledGraph) -> Iterable[Row]:
     refused = {(refusal.kind, refusal.place): refusal for refusal in graph.refusals}
     seen = set()
     for pathway in graph.pathways:
-        key = (pathway.kind, pathway.place)
+        key = (str(pathway.kind), pathway.place)
         seen.add(key)
         reverted = frozenset() if graph.plan is None else graph.plan.reverted
         decision = _decision(gates.get(key, []), refused.get(key), reverted)

@@ -40,7 +40,9 @@ def profile_of(options: Options) -> Profile | None:
     raise OptionError(f"profile={given!r} is neither a srrc.Profile nor a path of one")
 
 
-def gate_source(profile: Profile, names: Mapping[str, str], weights: Mapping[str, torch.Tensor]) -> GateSource:
+def gate_source(
+    profile: Profile, names: Mapping[str, str], weights: Mapping[str, torch.Tensor]
+) -> GateSource:
     """What gates are made from. names, weights: by placeholder. Raises ProfileError for a profile of other weights."""
     profile.check({names[placeholder]: weight for placeholder, weight in weights.items()})
     return GateSource(covers=profile.covers, weights=weights, vectors=profile.vectors, fuel=fuel())
@@ -72,7 +74,9 @@ def without_losses(plan: Plan, break_even: Mapping[str, float]) -> Plan:
     return dataclasses.replace(plan, thresholds=thresholds, reverted=frozenset(losing))
 
 
-def guard_weights(graph: CompiledGraph, profile: Profile, weights: Mapping[str, torch.Tensor]) -> Callable[[], None]:
+def guard_weights(
+    graph: CompiledGraph, profile: Profile, weights: Mapping[str, torch.Tensor]
+) -> Callable[[], None]:
     """A check to make before each call: gates stay open for good once the weights are not the profile's any more.
 
     weights: by name in the model. An edit that leaves the profile fitting (the same weights loaded again) changes

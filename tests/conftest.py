@@ -1,6 +1,6 @@
 """Graphs as Dynamo captures them, for the tests that look at graphs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -110,3 +110,11 @@ def capture_generate() -> Capture:
         return capture_graphs(run)
 
     return graphs_of
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _inductor_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What Inductor compiles is kept for this session alone: no test passes by what an earlier run left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
+        yield

@@ -17,7 +17,6 @@ from srrc.passes.context import Context
 from srrc.passes.emit import emit, value_of
 from srrc.passes.linear_arguments import bias_of, mlp_arguments, replace, split_list, weight_of
 from srrc.passes.rows import FEW_ROWS, has_few_rows, size_of
-
 from srrc.pathways.attention import Attention
 from srrc.pathways.base import Linear
 from srrc.pathways.channel import ChannelGroup
@@ -37,6 +36,7 @@ class LowerDense:
     name: str = "lower_dense"
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
+        """Edit `gm` in place."""
         alive = set(gm.graph.nodes)
         for site in (pathway.site for pathway in context.pathways if pathway.kind == "neuron"):
             if isinstance(site, Mlp) and alive.issuperset(site.nodes) and wants_native(site.x, context):
@@ -80,6 +80,8 @@ def _attends_natively(site: Attention, context: Context) -> bool:
     q, k = value_of(site.q), value_of(site.k_base)
     if q.dim() != 4 or k.dim() != 4 or q.device.type != "cpu" or q.dtype not in NATIVE_DTYPES:
         return False
+    if {value_of(node).dtype for node in (site.k_base, site.v_base, site.node)} != {q.dtype}:
+        return False  # autocast casts what the graph does not show
     if site.softcap is not None or site.dropout_p != 0.0:
         return False
     if (
@@ -98,5 +100,6 @@ def wants_native(x: fx.Node, context: Context) -> bool:
     if value.device.type != "cpu" or value.dtype not in NATIVE_DTYPES:
         return False
     return has_few_rows(x, context.sizes) or (
-        value.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        value.dtype == torch.bfloat16
+        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     )

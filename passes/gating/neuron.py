@@ -38,8 +38,8 @@ def insert(
         "neuron": source.column_norm((site.down,)),
         "down": source.column_norm((site.down,)),
     }
-    for part in norms:
-        norms[part] = source.vectors.get(f"neuron:{pathway.place}/{part}/norm", norms[part])
+    given = {part: source.vectors.get(f"neuron:{pathway.place}/{part}/norm") for part in norms}
+    norms.update({part: norm for part, norm in given.items() if norm is not None})
     with gm.graph.inserting_before(site.down.node):
         held = emit_gates(gm, f"neuron:{pathway.place}", site.x, 3, context, fake_mode)
         nodes = [emit_tensor(gm, f"{held.name}_{part}", norm, fake_mode) for part, norm in norms.items()]
@@ -49,9 +49,7 @@ def insert(
     return _gates(pathway, site, source, held)
 
 
-def _gates(
-    pathway: Pathway, site: Mlp, source: GateSource, held: GateTensors
-) -> list[Gate]:
+def _gates(pathway: Pathway, site: Mlp, source: GateSource, held: GateTensors) -> list[Gate]:
     by_rows = skips_up_rows(pathway, source)
     neurons, inputs, outputs = site.up.out_features, site.up.in_features, site.down.out_features
     by_channel = (1 if site.gate is not None else 0) + (0 if by_rows else 1)

@@ -43,7 +43,7 @@ def register(
 
 
 def _below_autograd() -> AbstractContextManager[None]:
-    return torch._C._AutoDispatchBelowAutograd()  # noqa: SLF001
+    return torch._C._AutoDispatchBelowAutograd()
 
 
 def _autograd_kernel(op: torch._ops.OpOverload, backward: Backward) -> Callable[..., Any]:

@@ -1,0 +1,1 @@
+"""What lives from call to call: drivers, gates, counters, guards, ledger, feedback."""

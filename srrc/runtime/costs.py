@@ -27,7 +27,9 @@ class GraphCost:
     _evaluate: Callable[..., tuple[float, float]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._evaluate = sympy.lambdify(list(self.symbols), (self.cost.flops, self.cost.bytes), modules="math")
+        self._evaluate = sympy.lambdify(
+            list(self.symbols), (self.cost.flops, self.cost.bytes), modules="math"
+        )
 
     def add(self, sizes: Sequence[int] = ()) -> None:
         """Count one call. `sizes` are the values of `symbols`, in their order."""

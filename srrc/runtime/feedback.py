@@ -12,8 +12,10 @@ from srrc.runtime.gates import Gate
 
 @dataclass
 class Drift:
-    """Running mean of KL(dense, routed) in nats a row (for outputs that are no logits: mean squared difference over
-    the dense output's mean square)."""
+    """Running mean of KL(dense, routed) in nats a row.
+
+    For outputs that are no logits: mean squared difference over the dense output's mean square.
+    """
 
     last: float | None = None
     total: float = 0.0
@@ -38,7 +40,9 @@ def due(call: int, fraction: float) -> bool:
     return int(call * fraction) != int((call - 1) * fraction)
 
 
-def dense_answer(run: Callable[..., Any], args: Sequence[Any], gates: Sequence[Gate], parameters: set[int]) -> Any:
+def dense_answer(
+    run: Callable[..., Any], args: Sequence[Any], gates: Sequence[Gate], parameters: set[int]
+) -> Any:
     """What `run` gives with every gate open. Inputs that it may write to (all but parameters) are copied first.
 
     Meanwhile other threads run dense too: never wrong, and rare.

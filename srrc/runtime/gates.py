@@ -51,7 +51,9 @@ class GateStore:
     def __init__(self) -> None:
         self._tensors: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def tensors(self, owner: str, phase: str, gates: int, counted: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    def tensors(
+        self, owner: str, phase: str, gates: int, counted: int = 3
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Records (float32 [gates, 2], open at first) and counters (int64 [gates, counted]) of pathway `owner`."""
         made = self._tensors.get((owner, phase))
         if made is None:

@@ -53,7 +53,9 @@ class Ledger:
         """Record the call."""
         entries = []
         for gate, old in zip(gates, before, strict=True):
-            offered, executed, failed, *_ = (now - then for now, then in zip(gate.counters.tolist(), old, strict=True))
+            offered, executed, failed, *_ = (
+                now - then for now, then in zip(gate.counters.tolist(), old, strict=True)
+            )
             if offered > 0:
                 kept = executed / offered
                 entries.append(Entry(call, gate.phase, gate.id, float(gate.record[0]), kept, failed == 0))

@@ -16,14 +16,6 @@ from srrc.report import compiled_graphs
 from srrc.runtime.compiled_graph import CompiledGraph
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _inductor_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What Inductor compiles is kept for this session alone: a test must not pass by what an earlier run left."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
-        yield
-
-
 class Parity:
     """`tiny.model` runs under `backend="srr"`, `reference` is an eager copy with the same weights."""
 
@@ -62,7 +54,7 @@ class Parity:
                     raise AssertionError(f"{key}: Inductor is within {bound[key]}") from error
 
     def generate(self, batch: int, length: int, **options: Any) -> None:
-        """Greedy decoding gives eager's tokens; in bf16 a tie may fall either way, and then the rest differs."""
+        """Greedy decoding gives eager's tokens; in bf16 a tie may fall either way, the rest with it."""
         inputs = self.tiny.inputs(batch, length)
         options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False} | options
         reports = {"output_logits": True, "return_dict_in_generate": True}
@@ -107,7 +99,7 @@ class Parity:
 
 
 def perturb(model: torch.nn.Module) -> None:
-    """Move every parameter: the published initialisation leaves biases at zero, and would hide one that is lost."""
+    """Move every parameter: the published initialisation leaves biases at zero, where a lost one hides."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -129,7 +121,7 @@ def distance(left: torch.Tensor, right: torch.Tensor) -> float:
 
 @pytest.fixture
 def parity() -> Iterator[Callable[..., Parity]]:
-    """`parity(name, dtype=torch.float32, **options)` -> a `Parity`; a warning of srrc's own fails the test."""
+    """`parity(name, dtype=torch.float32, **options)` -> a `Parity`; a SrrWarning fails the test."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", srrc.errors.SrrWarning)

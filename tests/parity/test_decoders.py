@@ -22,9 +22,6 @@ PATHWAYS = {
 }
 """Pathways by kind of each two-layer model."""
 
-UNEQUAL = {"gemma3"}
-"""Families whose two layers differ, a local and a global one, so that nothing is shared between them."""
-
 
 @pytest.mark.parametrize("name", PATHWAYS)
 def test_forward_and_greedy_tokens_equal_eager(name: str, parity) -> None:
@@ -32,8 +29,7 @@ def test_forward_and_greedy_tokens_equal_eager(name: str, parity) -> None:
     run.forward(2, 6)
     assert run.pathways() == PATHWAYS[name]
     regions, different = run.graphs()[0].regions
-    assert regions > 2
-    assert (different == regions) == (name in UNEQUAL)
+    assert different < regions, "equal layers were not shared"
     run.generate(2, 6)
     assert run.fallbacks() == {}
 

@@ -109,7 +109,7 @@ def test_numbers_among_the_inputs_count() -> None:
 )
 def test_constants_count_with_their_type(one: object, other: object) -> None:
     def with_constant(value: object) -> str:
-        gm = fx.symbolic_trace(lambda a: torch.nn.functional.relu(a))
+        gm = fx.symbolic_trace(lambda a: torch.nn.functional.relu(a))  # noqa: PLW0108
         (node,) = gm.graph.find_nodes(op="call_function", target=torch.nn.functional.relu)
         node.kwargs = {"constant": value}
         (region,) = partition(gm, [])
@@ -120,7 +120,7 @@ def test_constants_count_with_their_type(one: object, other: object) -> None:
 
 
 def test_functions_of_one_name_from_two_modules_differ() -> None:
-    assert _key(lambda a: torch.relu(a), A) != _key(lambda a: torch.nn.functional.relu(a), A)
+    assert _key(lambda a: torch.relu(a), A) != _key(lambda a: torch.nn.functional.relu(a), A)  # noqa: PLW0108
 
 
 def _held(value: Any) -> fx.GraphModule:

@@ -230,13 +230,15 @@ struct Sums {
 template <class T, int G>
 static void axpy_streams(const Axpy& a, const Columns& c, Sums<T>& sums, int64_t begin, int64_t count) {
   const int64_t each = count / G;
+  // Along a long row the hardware runs ahead by itself, and does it better.
+  const bool prefetch = a.list && (c.pairs * PAIR + c.tail) * int64_t(sizeof(T)) < 4096;
   int64_t places[G], ahead[G];
   for (int64_t i = 0; i < each; ++i) {
     for (int g = 0; g < G; ++g) {
       places[g] = begin + g * each + i;
       ahead[g] = least(places[g] + 1, a.count - 1);
     }
-    axpy_rows<T, G>(a, c, places, a.list ? ahead : nullptr, sums.into(), sums.fresh());
+    axpy_rows<T, G>(a, c, places, prefetch ? ahead : nullptr, sums.into(), sums.fresh());
     sums.added();
   }
 }
@@ -245,9 +247,14 @@ static void axpy_streams(const Axpy& a, const Columns& c, Sums<T>& sums, int64_t
 template <class T>
 static void axpy_block(const Axpy& a, const Columns& c) {
   Sums<T> sums{a, c};
-  const int64_t eights = a.count - a.count % 8, fours = a.count - a.count % 4;
-  axpy_streams<T, 8>(a, c, sums, 0, eights);
-  axpy_streams<T, 4>(a, c, sums, eights, fours - eights);
+  // More streams hide the time to the first line of a row that nothing could guess.
+  const int64_t streams = a.list && a.rows == 1 ? 12 : 6;
+  const int64_t most = a.count - a.count % streams, fours = most + (a.count - most) / 4 * 4;
+  if (streams == 12)
+    axpy_streams<T, 12>(a, c, sums, 0, most);
+  else
+    axpy_streams<T, 6>(a, c, sums, 0, most);
+  axpy_streams<T, 4>(a, c, sums, most, fours - most);
   axpy_streams<T, 1>(a, c, sums, fours, a.count - fours);
   sums.flush();
   const T* t = nullptr;
