@@ -15,6 +15,7 @@ from torch._subclasses import FakeTensorMode
 
 from srrc.passes.context import Context
 from srrc.passes.emit import value_of
+from srrc.passes.gating.neuron import skips_up_rows
 from srrc.passes.gating.source import GateSource
 from srrc.passes.insert_gates import GATED
 from srrc.pathways.base import Linear, Pathway
@@ -71,16 +72,20 @@ def owns_storage(weight: torch.Tensor) -> bool:
 
 
 def gated_linears(pathways: Sequence[Pathway], source: GateSource) -> list[Linear]:
-    """The linears that a channel or neuron gate stands on, in this graph or in another of the same model."""
+    """The linears whose input channels a gate skips, in this graph or in another of the same model."""
     found: list[Linear] = []
-    for site in (p.site for p in pathways if p.kind in GATED and _covered(p, source)):
+    by_rows: set[fx.Node] = set()
+    for pathway in (p for p in pathways if p.kind in GATED and _covered(p, source)):
+        site = pathway.site
         if isinstance(site, ChannelGroup):
             found += site.linears
         elif isinstance(site, Mlp):
             found += [linear for linear in (site.gate, site.up, site.down) if linear is not None]
-    # The head's weight stays by rows: single tokens are read from it.
-    heads = {p.site.linear.weight for p in pathways if isinstance(p.site, Head) and _covered(p, source)}
-    return [linear for linear in found if linear.weight not in heads]
+            if skips_up_rows(pathway, source):
+                by_rows.add(site.up.weight)
+        elif isinstance(site, Head):
+            by_rows.add(site.linear.weight)  # single tokens are read from it
+    return [linear for linear in found if linear.weight not in by_rows]
 
 
 def _covered(pathway: Pathway, source: GateSource) -> bool:
