@@ -69,7 +69,7 @@ def coarse_logits(y: Tensor, coarse: Tensor, coarse_scale: Tensor | None, coarse
 
 
 def _blocks(coarse: Tensor, coarse_scale: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    parts = torch.split(coarse, SCALE_BLOCK)  # type: ignore[no-untyped-call]
+    parts = torch.split(coarse, SCALE_BLOCK)
     return zip(parts, coarse_scale.unbind(), strict=True)
 
 
