@@ -47,6 +47,8 @@ GUARD_TAIL = 0.002
 """Share of calibration rows that may keep less than `kept_low`."""
 
 _RESPONSE_ROWS = 256
+_RESPONSE_VALUES = 1 << 21
+"""A response is measured on so many rows, or fewer where they are as wide as a vocabulary."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,9 @@ def _respond(replay: Replay, values: Values, place: Place, entry: Measured, sett
     score = _without_first(score, settings.skip_first).reshape(-1, score.shape[-1])
     few = max(1, round(GUARD_TAIL * len(score)))
     x = _without_first(called["x"], settings.skip_first).reshape(-1, called["x"].shape[-1])
-    called = {**called, "x": x[:: max(1, len(x) // _RESPONSE_ROWS)]}
+    width = int(node.meta["example_value"].shape[-1])
+    rows = min(_RESPONSE_ROWS, max(_RESPONSE_VALUES // width, 1))
+    called = {**called, "x": x[:: max(1, len(x) // rows)]}
     with torch.no_grad():
         dense = node.target(**called)  # type: ignore[operator]
         for index, fraction in enumerate(FRACTIONS[1:], 1):
