@@ -107,6 +107,11 @@ def _unfit(view: GraphView, call: Eager, place: str) -> Refusal | None:
         != 1
     ):
         return Refusal(place, "attention", Reason.UNSUPPORTED_DTYPE, "it is cast on the way")
+    inside = set(call.nodes)
+    outside = (user for node in inside - {call.node} for user in node.users if user not in inside)
+    reader = next(outside, None)
+    if reader is not None:
+        return Refusal(place, "attention", Reason.USED_ELSEWHERE, f"its weights are read by {reader.name}")
     first = view.in_order(call.nodes)[0]
     writers = (view.written_between(operand, first, call.node) for operand in operands)
     writer = next((writer for writer in writers if writer is not None), None)

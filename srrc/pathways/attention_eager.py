@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx
 
-from srrc.pathways.patterns import argument, is_call, is_method, operands, with_number
+from srrc.pathways.patterns import argument, called_name, is_call, is_method, operands, with_number
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ def read_eager(node: fx.Node) -> Eager | None:
     weights: Any = pair[0]
     v = pair[1]
     nodes = [node]
-    while is_method(weights, "to", "type_as", "float"):
+    while is_method(weights, "to", "type_as", "float") or _is_no_dropout(weights):
         nodes.append(weights)
         weights = weights.args[0]
     if not is_call(weights, "softmax"):
@@ -55,6 +55,13 @@ def read_eager(node: fx.Node) -> Eager | None:
     return Eager(
         node, product[0], k, v, mask, scale if scale is not None else 1.0, 0.0, softcap, tuple(nodes)
     )
+
+
+def _is_no_dropout(node: object) -> bool:
+    """A dropout in evaluation, which `normalise` leaves where its value is handed out."""
+    if not isinstance(node, fx.Node) or called_name(node) != "dropout":
+        return False
+    return argument(node, 2, "training", default=True) is False
 
 
 def _take_mask(scores: Any, nodes: list[fx.Node]) -> tuple[object, fx.Node | None]:

@@ -120,6 +120,31 @@ def test_bfloat16_gives_the_same_pathways_and_bits(name: str, capture) -> None:
     assert _counts(graph) == EXPECTED[name].counts()
 
 
+def test_handed_out_hidden_states_hide_nothing(capture) -> None:
+    tiny = families.tiny("llama")
+    graphs = capture(tiny.model, output_hidden_states=True, **tiny.inputs(2, 8))
+    counts: Counter[str] = Counter()
+    for graph in graphs:
+        graph.find()
+        counts.update(_counts(graph))
+    assert counts == EXPECTED["llama"].counts()
+
+
+def test_handed_out_attention_weights_are_kept(capture) -> None:
+    tiny = families.tiny("bert")
+    tiny.model.set_attn_implementation("eager")
+    inputs = tiny.inputs(2, 8)
+    (graph,) = capture(tiny.model, **inputs)
+    graph.find()
+    assert _counts(graph) == EXPECTED["bert"].counts()
+    (graph,) = capture(tiny.model, output_attentions=True, **inputs)
+    _assert_same(graph)
+    graph.find()
+    assert graph.of("attention") == []
+    assert {reason for _, reason in graph.refused("attention")} == {"USED_ELSEWHERE"}
+    assert [bool(p.site.kept) for p in graph.of("residual")] == [True, False, True, False]
+
+
 GENERATORS = [name for name in families.names() if families.tiny(name).generates]
 
 
