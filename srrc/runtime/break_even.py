@@ -40,6 +40,7 @@ def break_even(calls: Sequence[GatedCall]) -> dict[str, float]:
     Costs `ROUNDS` times three runs of each op, and a dozen to find its thresholds: about a second for 60 ops of 0.3 ms.
     """
     pairs = [(call, gate) for call in calls for gate in call.gates if gate.flops > 0]
+    pairs.sort(key=lambda pair: _row(*pair))  # an op's gates must not follow each other: its weights would be warm
     before = {id(gate): (gate.record.clone(), gate.counters.clone()) for call in calls for gate in call.gates}
     for call in calls:
         for gate in call.gates:
