@@ -77,6 +77,8 @@ def linear_cases(pool: Pool) -> Iterator[Case]:
     """dense_linear and channel_linear beside F.linear."""
     for n, k in ((HIDDEN, HIDDEN), (INTERMEDIATE, HIDDEN), (HIDDEN, INTERMEDIATE), (VOCAB, HIDDEN)):
         weights = [w for (w,) in pool.weights((n, k))]
+        if not weights:  # a small pool holds no vocabulary
+            continue
         x = pool.x(k)
         torch_calls: list[Call] = [partial(F.linear, x, w) for w in weights]
         total = len(weights) * n * k * pool.item
@@ -158,6 +160,8 @@ def attention_cases(pool: Pool) -> Iterator[Case]:
 def head_cases(pool: Pool) -> Iterator[Case]:
     """vocab_head with an int8 copy and 512 exact logits a row, beside F.linear."""
     weights = [w for (w,) in pool.weights((VOCAB, HIDDEN))]
+    if not weights:
+        return
     x = pool.x(HIDDEN)
     baseline: list[Call] = [partial(F.linear, x, w) for w in weights]
     exact, rotation = 512, torch.eye(HIDDEN)

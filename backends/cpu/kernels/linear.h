@@ -287,7 +287,7 @@ template <class T>
 static void axpy(const Axpy& a, int64_t begin, int64_t end) {
   if (a.n < PAIR) return axpy_narrow<T>(a);
   // The sums of a block stay in the nearest cache while the rows stream past.
-  const int64_t block = 4096 / (a.rows <= 1 ? 1 : a.rows <= 2 ? 2 : a.rows <= 4 ? 4 : 8);
+  const int64_t block = 6144 / a.rows / 64 * 64;
   for (int64_t at = begin; at < end; at += block) {
     const int64_t width = least(block, end - at);
     axpy_block<T>(a, {at, width / PAIR, width % PAIR});

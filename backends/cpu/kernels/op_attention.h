@@ -13,6 +13,13 @@ constexpr float HIDDEN = -std::numeric_limits<float>::infinity();
 // Masks made of a dtype's lowest value instead of -inf: beside any ordinary score they weigh exactly nothing.
 constexpr float LOWEST = -1e37f;
 
+inline float bf16_to_float(uint16_t x) {
+  const uint32_t u = uint32_t(x) << 16;
+  float f;
+  memcpy(&f, &u, 4);
+  return f;
+}
+
 // The mask as one row of floats or bools for each (batch, head, query), never materialised.
 struct Mask {
   const void* data = nullptr;
@@ -38,10 +45,7 @@ struct Mask {
     const int64_t i = row + key * strides[3];
     if (type == at::kBool) return static_cast<const bool*>(data)[i] ? 0.0f : HIDDEN;
     if (type == at::kFloat) return static_cast<const float*>(data)[i];
-    uint32_t u = uint32_t(static_cast<const uint16_t*>(data)[i]) << 16;
-    float f;
-    memcpy(&f, &u, 4);
-    return f;
+    return bf16_to_float(static_cast<const uint16_t*>(data)[i]);
   }
 };
 
@@ -76,40 +80,64 @@ struct Attention {
   }
 };
 
-// The keys that any of the rows sees, as a list or (count from 0) as a run.
+// The keys that any query of a head's group sees: a run, or a list.
 struct Seen {
   const int32_t* list = nullptr;
   int64_t first = 0, count = 0;
 };
 
+// flags[s] |= mask[s] > floor (or NaN), where floor is LOWEST unless the row has nothing above it.
+template <class T, class F>
+inline void flag_row(const T* mask, int64_t stride, int64_t keys, uint8_t* flags, F value) {
+  for (const float floor : {LOWEST, HIDDEN}) {
+    uint8_t any = 0;
+    if (stride == 1)
+      for (int64_t s = 0; s < keys; ++s) any |= flags[s] |= uint8_t(!(value(mask[s]) <= floor));
+    else
+      for (int64_t s = 0; s < keys; ++s) any |= flags[s] |= uint8_t(!(value(mask[s * stride]) <= floor));
+    if (any) return;
+  }
+}
+
+inline Seen gather(Scratch::Scope& scope, const uint8_t* flags, int64_t keys) {
+  int64_t first = 0, last = keys, count = 0;
+  while (first < keys && !flags[first]) ++first;
+  while (last > first && !flags[last - 1]) --last;
+  for (int64_t s = first; s < last; ++s) count += flags[s];
+  if (count == last - first) return {nullptr, first, count};
+  int32_t* list = scope.take<int32_t>(count + 1);
+  for (int64_t s = first, at = 0; s < last; ++s) {
+    list[at] = int32_t(s);
+    at += flags[s];
+  }
+  return {list, 0, count};
+}
+
+// For queries of batch b and key-value head h (of every head, where the mask is the same for all).
 inline Seen seen_keys(Scratch::Scope& scope, const Attention& a, int64_t b, int64_t h) {
-  const int64_t limit = a.causal ? std::min(a.keys, a.queries) : a.keys;
-  if (a.mask.data == nullptr) return {nullptr, 0, limit};
-  uint8_t* seen = scope.take<uint8_t>(limit);
-  memset(seen, 0, size_t(limit));
+  const int64_t keys = a.causal ? std::min(a.keys, a.queries) : a.keys, stride = a.mask.strides[3];
+  if (a.mask.data == nullptr) return {nullptr, 0, keys};
   const int64_t per_head = a.mask.strides[1] == 0 ? 1 : a.group, per_query = a.mask.strides[2] == 0 ? 1 : a.queries;
+  const uint8_t* bools = static_cast<const uint8_t*>(a.mask.data);
+  if (a.mask.type == at::kBool && per_head * per_query == 1 && stride == 1)
+    return gather(scope, bools + a.mask.at(b, h * a.group, 0), keys);
+  uint8_t *flags = scope.take<uint8_t>(keys), *row_flags = scope.take<uint8_t>(keys);
+  memset(flags, 0, size_t(keys));
   for (int64_t g = 0; g < per_head; ++g)
     for (int64_t q = 0; q < per_query; ++q) {
       const int64_t row = a.mask.at(b, h * a.group + g, q);
-      if (a.mask.type == at::kBool && a.mask.strides[3] == 1) {
-        const uint8_t* m = static_cast<const uint8_t*>(a.mask.data) + row;
-        for (int64_t s = 0; s < limit; ++s) seen[s] |= m[s];
+      if (a.mask.type == at::kBool) {
+        for (int64_t s = 0; s < keys; ++s) flags[s] |= bools[row + s * stride];
         continue;
       }
-      bool ordinary = false;
-      for (int64_t s = 0; s < limit && !ordinary; ++s) ordinary = !(a.mask.bias(row, s) <= LOWEST);
-      const float floor = ordinary ? LOWEST : HIDDEN;
-      for (int64_t s = 0; s < limit; ++s) seen[s] |= uint8_t(!(a.mask.bias(row, s) <= floor));
+      memset(row_flags, 0, size_t(keys));
+      if (a.mask.type == at::kFloat)
+        flag_row(static_cast<const float*>(a.mask.data) + row, stride, keys, row_flags, [](float x) { return x; });
+      else
+        flag_row(static_cast<const uint16_t*>(a.mask.data) + row, stride, keys, row_flags, bf16_to_float);
+      for (int64_t s = 0; s < keys; ++s) flags[s] |= row_flags[s];
     }
-  int32_t* list = scope.take<int32_t>(limit + 1);
-  int64_t count = 0;
-  for (int64_t s = 0; s < limit; ++s) {
-    list[count] = int32_t(s);
-    count += seen[s] != 0;
-  }
-  if (count == 0) return {};
-  if (list[count - 1] - list[0] + 1 == count) return {nullptr, list[0], count};
-  return {list, 0, count};
+  return gather(scope, flags, keys);
 }
 
 // One key-value head's share of the keys: for each of its `group * queries` rows the greatest score, the sum of
@@ -119,9 +147,9 @@ struct Share {
   int64_t ld;
 };
 
-inline void attend(const Attention& a, int64_t b, int64_t h, int part, int parts, const Share& share) {
+inline void attend(const Attention& a, int64_t b, int64_t h, const Seen& seen, int part, int parts,
+                   const Share& share) {
   Scratch::Scope scope;
-  Seen seen = seen_keys(scope, a, b, h);
   const int64_t from = seen.count * part / parts, count = seen.count * (part + 1) / parts - from;
   const int32_t* list = seen.list ? seen.list + from : nullptr;
   const int64_t first = seen.first + from;
@@ -206,11 +234,15 @@ inline void decode_attention(const c10::OperatorHandle& op, c10::DispatchKeySet,
   const int64_t ld = padded(a.width);
   for (int64_t i = 0; i < items * parts; ++i)
     shares[i] = {scope.take<float>(rows), scope.take<float>(rows), scope.take<float>(rows * ld), ld};
+  const int64_t alike = a.mask.strides[1] == 0 ? a.kv_heads : 1;  // items that see the same keys
+  Seen* seen = scope.take<Seen>(items / alike);
+  for (int64_t i = 0; i < items / alike; ++i)
+    seen[i] = seen_keys(scope, a, i * alike / a.kv_heads, i * alike % a.kv_heads);
   const int64_t grain = alone ? items * parts : 1;
   at::parallel_for(0, items * parts, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t item = i / parts;
-      attend(a, item / a.kv_heads, item % a.kv_heads, int(i % parts), parts, shares[i]);
+      attend(a, item / a.kv_heads, item % a.kv_heads, seen[item / alike], int(i % parts), parts, shares[i]);
     }
   });
   float* row = scope.take<float>(a.width);
