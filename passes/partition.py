@@ -120,7 +120,7 @@ def _may_end(nodes: Sequence[fx.Node]) -> Sequence[fx.Node]:
     """The nodes after which a region may end: none between the first and the last that change what the nodes after
     them run under (autocast, vmap), since a region starts from the state that the whole graph starts from.
     """
-    if any(n.op == "call_module" or _lasts(n) for n in nodes):
+    if any(n.op == "call_module" or _lasts(n) or _stays_inside(n) for n in nodes):
         return ()
     marks = [index for index, node in enumerate(nodes) if changes_interpreter(node)]
     return [*nodes[: marks[0]], *nodes[marks[-1] :]] if marks else nodes
@@ -130,3 +130,8 @@ def _lasts(node: fx.Node) -> bool:
     """True for a state that is set, not entered and left."""
     name = getattr(node.target, "__name__", "")
     return "_set_grad_enabled" in name or "inference_mode" in name
+
+
+def _stays_inside(node: fx.Node) -> bool:
+    """True for a number that Inductor cannot hand from one region to the next."""
+    return isinstance(node.meta.get("example_value"), (torch.SymFloat, torch.SymBool))

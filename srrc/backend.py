@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.exc import ShortenTraceback
+from torch._dynamo.exc import RestartAnalysis, ShortenTraceback
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from srrc.backends.cpu.toolchain import find_compiler
 from srrc.backends.inductor import compile_whole
-from srrc.compiler import capture, compile_capture
+from srrc.compiler import capture, compile_capture, copy_graph
 from srrc.dump import write_reproducer
 from srrc.errors import OptionError, SrrError
 from srrc.options import Options, parse_options
@@ -88,8 +89,17 @@ def _unfit(example_inputs: Sequence[Any]) -> Refusal | None:
 
 
 def _dense(gm: fx.GraphModule, example_inputs: Sequence[Any], graph: CompiledGraph) -> Callable[..., Any]:
+    """Inductor's own compilation of the graph, or where that fails too (it needs a C++ compiler), the graph itself."""
     graph.cost, graph.gates, graph.pathways = GraphCost(), [], []
-    run = compile_whole(gm, example_inputs)
+    plain = fx.GraphModule(gm, copy_graph(gm.graph))  # Inductor edits what it is given
+    try:
+        run = compile_whole(gm, example_inputs)
+    except RestartAnalysis:
+        raise
+    except Exception as error:  # noqa: BLE001  (whatever Inductor raises, the user's program must run)
+        reason = Reason.COMPILE_FAILED if find_compiler() else Reason.NO_COMPILER
+        fall_back(graph, Refusal("graph", "graph", reason, f"{type(error).__name__}: {error}"), cause=error)
+        run = plain.forward
 
     def call(*args: Any) -> Any:
         graph.count(())

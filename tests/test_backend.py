@@ -429,6 +429,20 @@ def test_what_is_no_tensor_comes_through() -> None:
         assert torch.equal(out["y"], _x(rows) * 2.5)
 
 
+def test_numbers_that_vary() -> None:
+    model = Stack(1)
+
+    def function(x: Tensor, scale: float, power: int) -> Tensor:
+        return model(x * scale) * math.sqrt(scale) ** power + power
+
+    compiled = torch.compile(function, backend="srr")
+    for number, (scale, power) in enumerate([(2.5, 2), (3.5, 3), (4.5, 4), (1.0, 0)]):
+        x = _x(3 + number)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x, scale, power), function(x, scale, power))
+    assert srrc.stats(model)["fallbacks"] == {}
+
+
 def test_vmap_over_a_model() -> None:
     model = Stack(1)
 

@@ -42,9 +42,12 @@ def _program(steps: Sequence[tuple[str, int, int]], outputs: int) -> fx.GraphMod
         for name, left, right in steps:
             # Expanded values overlap with themselves, which may not be written to.
             pool = fresh if name in WRITES else values
-            result = OPERATIONS[name](pool[-1 - left % len(pool)], values[-1 - right % len(values)])
+            operand = pool[-1 - left % len(pool)]
+            result = OPERATIONS[name](operand, values[-1 - right % len(values)])
             values.append(result)
-            if name in {"add", "mul", "matmul", "transpose", "flip"}:
+            if name in {"add", "mul", "matmul", "flip"} or (
+                name == "transpose" and any(operand is each for each in fresh)
+            ):
                 fresh.append(result)
         return tuple(values[-outputs:])
 
