@@ -20,9 +20,9 @@ OPERATIONS = {
     "transpose": lambda a, b: a.t(),
     "row": lambda a, b: a[1].expand(4, 4),
     "flip": lambda a, b: a.flip(0),
-    "add_": lambda a, b: a.add_(b),
+    "add_": lambda a, b: a.add_(b.clone()),
     "neg_": lambda a, b: a.neg_(),
-    "row_": lambda a, b: a[2].mul_(b[0]).expand(4, 4),
+    "row_": lambda a, b: a[2].mul_(b[0].clone()).expand(4, 4),
     "copy_": lambda a, b: a.t().copy_(b.clone()),
 }
 WRITES = {"add_", "neg_", "row_", "copy_"}
