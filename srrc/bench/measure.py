@@ -42,9 +42,23 @@ class Run:
         self._speed(samples)
         self._read(samples)
         self._spread(samples, "finished", self.lineup.ask_all("finish"))
-        if self.settings.cold:
-            self._spread(samples, "warm", self._warm())
         return samples
+
+    def measure_warm(self, samples: dict[str, Samples]) -> None:
+        """Add what takes second processes; this ends the first ones. What fails here fails nothing else."""
+        names, failed = self.lineup.names, dict(self.lineup.failed)
+        for name in names:
+            self.lineup.close(name)
+        found = {}
+        for name in names:
+            if name != "eager":
+                self.lineup.restart(name)
+                self.lineup.ask(name, "load", **self._load_arguments())
+                found[name] = self._compile(name, ", in a second process")
+                self.lineup.close(name)
+        self.lineup.failed.clear()
+        self.lineup.failed.update(failed)
+        self._spread(samples, "warm", found)
 
     def _spread(self, samples: dict[str, Samples], name: str, answers: dict[str, Any]) -> None:
         """Hand the answer of a process to each variant that it serves."""
@@ -64,25 +78,6 @@ class Run:
         self.say(f"compiling for {name}{again}")
         plan = asdict(plan_for(name, self.settings))
         return self.lineup.ask(name, "compile", plan=plan, prompt=self.workload.prompts[0])
-
-    def _warm(self) -> dict[str, Any]:
-        """Compile in second processes, on the caches that the first ones filled.
-
-        What fails here fails nothing else.
-        """
-        names, failed = self.lineup.names, dict(self.lineup.failed)
-        for name in names:
-            self.lineup.close(name)
-        found = {}
-        for name in names:
-            if name != "eager":
-                self.lineup.restart(name)
-                self.lineup.ask(name, "load", **self._load_arguments())
-                found[name] = self._compile(name, ", in a second process")
-                self.lineup.close(name)
-        self.lineup.failed.clear()
-        self.lineup.failed.update(failed)
-        return found
 
     def _ask(self, variant: Variant, do: str, **arguments: Any) -> Any:
         return self.lineup.ask(variant.process, do, slot=variant.name, budget=variant.budget, **arguments)

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,11 @@ def bench(
         Profile.load(settings.profile)  # what is wrong with it is said before anything is started
     progress = Console(stderr=True)
     with progress.status(f"loading {settings.model}") as status:
-        result = _measure(settings, chosen, _workload(settings), lambda text: _say(progress, status, text))
-    if json_path is not None:
-        _write_json(json_path, result)
+        for result in _measure(
+            settings, chosen, _workload(settings), lambda text: _say(progress, status, text)
+        ):
+            if json_path is not None:
+                _write_json(json_path, result)
     console = console or Console(width=None if sys.stdout.isatty() else _LOG_WIDTH)
     for table in tables(result):
         console.print(table)
@@ -76,13 +78,18 @@ def _workload(settings: Settings) -> Workload:
     return make_workload(model, tokenizer, settings)
 
 
-def _measure(settings: Settings, chosen: Sequence[Variant], workload: Workload, say: Any) -> Result:
+def _measure(settings: Settings, chosen: Sequence[Variant], workload: Workload, say: Any) -> Iterator[Result]:
+    """The result, and again once the second processes are done, so that an interruption loses only these."""
     with (
         tempfile.TemporaryDirectory(prefix="srrc-bench-", ignore_cleanup_errors=True) as name,
         Lineup([each.process for each in chosen], Path(name), settings.threads, cold=settings.cold) as lineup,
     ):
-        samples = Run(settings, chosen, workload, lineup, Path(name), say).measure()
-        return make_result(settings, chosen, samples, lineup.failed)
+        run = Run(settings, chosen, workload, lineup, Path(name), say)
+        samples = run.measure()
+        yield make_result(settings, chosen, samples, lineup.failed)
+        if settings.cold:
+            run.measure_warm(samples)
+            yield make_result(settings, chosen, samples, lineup.failed)
 
 
 def _say(console: Console, status: Any, text: str) -> None:

@@ -1,5 +1,6 @@
 """The whole bench on a tiny random Llama: processes, compilation, table, JSON and plot."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -7,7 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+import srrc
 from srrc import cli
+from srrc.bench.run import bench
+from srrc.bench.settings import Settings
+from srrc.models_zoo import families
 
 FACTORY = """
 def llama():
@@ -92,6 +97,39 @@ def test_a_variant_whose_process_dies_leaves_one_line(tmp_path: Path) -> None:
     assert result.stderr.splitlines()[-1].startswith(
         "srrc: no variant of 'tiny_models:only_once' could be measured"
     )
+
+
+@pytest.mark.slow
+def test_budgets_beside_random_routing(tmp_path: Path) -> None:
+    tiny = families.tiny("llama")
+    batches = [tiny.inputs(2, 32, seed=seed) for seed in range(4)]
+    profile = srrc.calibrate(tiny.model, batches=batches, quick=True, progress=False)
+    profile.save(tmp_path / "tiny.srr")
+    out = tmp_path / "x.json"
+    routed = (
+        "--variants",
+        "eager,routed,random",
+        "--budgets",
+        "0.9,0.5",
+        "--profile",
+        str(tmp_path / "tiny.srr"),
+    )
+    result = run("tiny_models:llama", "--quick", *routed, "--json", str(out))
+    assert result.exit_code == 0, result.output
+    rows = {row["name"]: row for row in json.loads(out.read_text())["variants"]}
+    assert list(rows) == ["eager", "srr-0.9", "srr-0.5", "random-0.9", "random-0.5"]
+    assert rows["eager"]["kl"] == 0 < rows["srr-0.9"]["kl"] < rows["srr-0.5"]["kl"]
+    assert rows["srr-0.5"]["flops_of_dense"] < rows["srr-0.9"]["flops_of_dense"] < 1
+    assert rows["srr-0.9"]["kl"] < rows["random-0.9"]["kl"]
+    assert not any(row["recompiled_while_measuring"] for row in rows.values())
+
+
+@pytest.mark.slow
+def test_compilation_is_timed_cold_and_warm() -> None:
+    settings = dataclasses.replace(Settings("tiny_models:llama").quick(), cold=True)
+    (row,) = bench(settings, kinds=["srr"])["variants"]
+    assert 0 < row["compile_warm_s"] < row["compile_cold_s"]
+    assert row["kl"] is None  # nothing to compare with
 
 
 @pytest.mark.parametrize(
