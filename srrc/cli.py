@@ -161,6 +161,9 @@ def bench(
     new_tokens: Annotated[int, typer.Option(help="tokens to write after each prompt")] = 128,
     prefill_length: Annotated[int, typer.Option(help="tokens of each prompt")] = 128,
     heldout_tokens: Annotated[int, typer.Option(help="tokens of each domain to judge by")] = 512,
+    cold: Annotated[
+        bool, typer.Option(help="time compilation, from empty caches and again from full ones")
+    ] = True,
     quick: Annotated[bool, typer.Option(help="a smoke run: everything once, and little of it")] = False,
 ) -> None:
     """Measure eager, inductor, and srr exact and at budgets, against each other."""
@@ -176,6 +179,7 @@ def bench(
         new_tokens=new_tokens,
         prefill_length=prefill_length,
         heldout_tokens=heldout_tokens,
+        cold=cold,
         budgets=parse_budgets(budgets),
         profile=profile,
     )
