@@ -147,6 +147,10 @@ static inline void axpy_tile(const T* const* r, const T* const* next, const floa
     }
 }
 
+// Streams of rows walked side by side; more of them hide the time to the first line of a row that nothing could
+// guess, where one row of x wants few rows of w.
+constexpr int STREAMS = 6, LONE_STREAMS = 12;
+
 struct Columns {
   int64_t begin, pairs;  // whole pairs of columns, from `begin`
   int64_t tail;          // the columns after them, read as one pair that ends where they end
@@ -186,12 +190,15 @@ static void axpy_group(const Axpy& a, const Columns& c, int m0, const int64_t* p
 template <class T, int G>
 static void axpy_rows(const Axpy& a, const Columns& c, const int64_t* places, const int64_t* ahead, float* into,
                       bool fresh) {
-  for (int m = 0; m < a.rows; m += 4) switch (least(4, a.rows - m)) {
-      case 1: axpy_group<T, 1, G>(a, c, m, places, ahead, into, fresh); break;
-      case 2: axpy_group<T, 2, G>(a, c, m, places, ahead, into, fresh); break;
-      case 3: axpy_group<T, 3, G>(a, c, m, places, ahead, into, fresh); break;
-      default: axpy_group<T, 4, G>(a, c, m, places, ahead, into, fresh);
-    }
+  if constexpr (G == LONE_STREAMS)
+    axpy_group<T, 1, G>(a, c, 0, places, ahead, into, fresh);
+  else
+    for (int m = 0; m < a.rows; m += 4) switch (least(4, a.rows - m)) {
+        case 1: axpy_group<T, 1, G>(a, c, m, places, ahead, into, fresh); break;
+        case 2: axpy_group<T, 2, G>(a, c, m, places, ahead, into, fresh); break;
+        case 3: axpy_group<T, 3, G>(a, c, m, places, ahead, into, fresh); break;
+        default: axpy_group<T, 4, G>(a, c, m, places, ahead, into, fresh);
+      }
 }
 
 // Float weights: sums of GROUPS groups are put aside in `part` and added up, which bounds rounding as eager's
@@ -247,13 +254,12 @@ static void axpy_streams(const Axpy& a, const Columns& c, Sums<T>& sums, int64_t
 template <class T>
 static void axpy_block(const Axpy& a, const Columns& c) {
   Sums<T> sums{a, c};
-  // More streams hide the time to the first line of a row that nothing could guess.
-  const int64_t streams = a.list && a.rows == 1 ? 12 : 6;
-  const int64_t most = a.count - a.count % streams, fours = most + (a.count - most) / 4 * 4;
-  if (streams == 12)
-    axpy_streams<T, 12>(a, c, sums, 0, most);
+  const bool lone = a.list && a.rows == 1;
+  const int64_t most = a.count - a.count % (lone ? LONE_STREAMS : STREAMS), fours = most + (a.count - most) / 4 * 4;
+  if (lone)
+    axpy_streams<T, LONE_STREAMS>(a, c, sums, 0, most);
   else
-    axpy_streams<T, 6>(a, c, sums, 0, most);
+    axpy_streams<T, STREAMS>(a, c, sums, 0, most);
   axpy_streams<T, 4>(a, c, sums, most, fours - most);
   axpy_streams<T, 1>(a, c, sums, fours, a.count - fours);
   sums.flush();
