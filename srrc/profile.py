@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from srrc import fingerprint
@@ -160,7 +160,7 @@ def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
     """Write a safetensors file under a temporary name beside `path`, then rename it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}")
     try:
-        save_file(dict(tensors), temporary, dict(metadata))
+        temporary.write_bytes(save(dict(tensors), dict(metadata)))  # save_file would hide it from other users
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         raise ProfileError(f"cannot write {path}: {error}") from error

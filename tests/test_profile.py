@@ -137,15 +137,21 @@ class TestWriting:
         made.save(path)
         before = path.read_bytes()
 
-        def full(tensors: object, name: Path, metadata: object) -> None:
-            Path(name).write_bytes(b"half")
+        def full(self: Path, content: bytes) -> int:
+            with self.open("wb") as file:
+                file.write(content[: len(content) // 2])
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(profile, "save_file", full)
+        monkeypatch.setattr(Path, "write_bytes", full)
         with pytest.raises(ProfileError, match="No space left"):
             made.save(path)
         assert path.read_bytes() == before
         assert list(tmp_path.iterdir()) == [path]
+
+    def test_others_may_read_it(self, made: Profile, tmp_path: Path) -> None:
+        (tmp_path / "plain").write_bytes(b"")
+        made.save(tmp_path / "p.srr")
+        assert (tmp_path / "p.srr").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
     def test_a_folder_that_is_not_there(self, made: Profile, tmp_path: Path) -> None:
         with pytest.raises(ProfileError, match="cannot write"):
