@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from srrc.backends.cpu import build
 
 ops = torch.ops.srr
-K, I, N = 12, 20, 7
+K, NEURONS, N = 12, 20, 7
 DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -30,7 +30,12 @@ def gradients(y: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rows", [1, 3, 11])
 def test_linears_that_share_an_input(dtype: torch.dtype, rows: int) -> None:
-    x, w, v, bias = leaf(rows, K, dtype=dtype), leaf(N, K, dtype=dtype), leaf(I, K, dtype=dtype), leaf(N, dtype=dtype)
+    x, w, v, bias = (
+        leaf(rows, K, dtype=dtype),
+        leaf(N, K, dtype=dtype),
+        leaf(NEURONS, K, dtype=dtype),
+        leaf(N, dtype=dtype),
+    )
     leaves = [x, w, v, bias]
     ours = gradients(torch.cat(ops.dense_linear(x, [w, v], [bias, None]), -1), leaves)
     eager = gradients(torch.cat([F.linear(x, w, bias), F.linear(x, v)], -1), leaves)
@@ -40,8 +45,15 @@ def test_linears_that_share_an_input(dtype: torch.dtype, rows: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("activation", ["silu", "gelu_tanh", "relu2"])
 def test_mlp(dtype: torch.dtype, activation: str) -> None:
-    acts = {"silu": F.silu, "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"), "relu2": lambda t: F.relu(t).square()}
-    leaves = [leaf(*s, dtype=dtype) for s in ((2, K), (I, K), (I,), (I, K), (I,), (N, I), (N,))]
+    acts = {
+        "silu": F.silu,
+        "gelu_tanh": lambda t: F.gelu(t, approximate="tanh"),
+        "relu2": lambda t: F.relu(t).square(),
+    }
+    leaves = [
+        leaf(*s, dtype=dtype)
+        for s in ((2, K), (NEURONS, K), (NEURONS,), (NEURONS, K), (NEURONS,), (N, NEURONS), (N,))
+    ]
     x, gate, gate_bias, up, up_bias, down, bias = leaves
     ours = gradients(ops.dense_mlp(*leaves, activation), leaves)
     hidden = acts[activation](F.linear(x, gate, gate_bias)) * F.linear(x, up, up_bias)
@@ -61,14 +73,16 @@ def test_channels_that_are_dropped_get_no_gradient() -> None:
 
 
 def test_neurons_that_are_dropped_get_no_gradient() -> None:
-    x, gate, up, down = leaf(1, K), leaf(I, K), leaf(I, K), leaf(N, I)
-    ones, counters = torch.ones(I), torch.zeros(3, 3, dtype=torch.int64)
+    x, gate, up, down = leaf(1, K), leaf(NEURONS, K), leaf(NEURONS, K), leaf(N, NEURONS)
+    ones, counters = torch.ones(NEURONS), torch.zeros(3, 3, dtype=torch.int64)
     gates = torch.tensor([[-1.0, 0.0], [0.1, 0.0], [0.2, 0.0]])
-    y = ops.neuron_mlp(x, gate, None, up, None, down, None, "silu", torch.ones(K), ones, ones, gates, counters)
+    y = ops.neuron_mlp(
+        x, gate, None, up, None, down, None, "silu", torch.ones(K), ones, ones, gates, counters
+    )
     acted = F.silu(F.linear(x, gate))
     hidden = acted * F.linear(x, up)
     keep = ((acted.abs() > 0.1) & (hidden.abs() > 0.2)).detach()
-    assert 0 < keep.sum() < I
+    assert 0 < keep.sum() < NEURONS
     leaves = [x, gate, up, down]
     torch.testing.assert_close(gradients(y, leaves), gradients(F.linear(hidden * keep, down), leaves))
 

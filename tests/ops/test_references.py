@@ -15,7 +15,7 @@ from srrc.ops import channel_linear, decode_attention, dense_linear, dense_mlp, 
 from srrc.ops.activation import ACTIVATIONS, lookup
 
 ops = torch.ops.srr
-K, I, N = 12, 20, 7
+K, NEURONS, N = 12, 20, 7
 
 
 def normal(*shape: int, grad: bool = True, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -33,8 +33,8 @@ def _seeded() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_dense_ops_are_eager_to_the_bit(dtype: torch.dtype) -> None:
-    x, gate, up = (normal(*s, grad=False, dtype=dtype) for s in ((2, 3, K), (I, K), (I, K)))
-    down, bias = normal(N, I, grad=False, dtype=dtype), normal(N, grad=False, dtype=dtype)
+    x, gate, up = (normal(*s, grad=False, dtype=dtype) for s in ((2, 3, K), (NEURONS, K), (NEURONS, K)))
+    down, bias = normal(N, NEURONS, grad=False, dtype=dtype), normal(N, grad=False, dtype=dtype)
     (first, second) = dense_linear.reference(x, [gate, down[:, :K]], [None, bias])
     assert torch.equal(first, F.linear(x, gate))
     assert torch.equal(second, F.linear(x, down[:, :K], bias))
@@ -57,8 +57,10 @@ def test_channel_linear_reads_what_its_gate_keeps() -> None:
 
 @pytest.mark.parametrize("rows", [1, 3, 9])
 def test_neuron_mlp_drops_neurons_by_its_gate_and_by_its_result(rows: int) -> None:
-    x, gate, up, down = (normal(*s, grad=False) for s in ((rows, K), (I, K), (I, K), (N, I)))
-    norms = (torch.rand(K), torch.rand(I), torch.rand(I))
+    x, gate, up, down = (
+        normal(*s, grad=False) for s in ((rows, K), (NEURONS, K), (NEURONS, K), (N, NEURONS))
+    )
+    norms = (torch.rand(K), torch.rand(NEURONS), torch.rand(NEURONS))
     thresholds = (0.2, 0.1, 0.2)
     counted = counters(3, 3)
     gates = torch.tensor([[t, 0.0] for t in thresholds])
@@ -73,17 +75,23 @@ def test_neuron_mlp_drops_neurons_by_its_gate_and_by_its_result(rows: int) -> No
     hidden = acted * ((x * inputs) @ up.t()) * neurons
     kept = shared((hidden.abs() * norms[2] > thresholds[2]) & neurons)
     torch.testing.assert_close(y, (hidden * kept) @ down.t())
-    executed = [int(m.sum()) for m in (inputs, neurons, kept)] if rows <= 8 else [rows * K, rows * I, rows * I]
-    assert counted.tolist() == [[o, e, 0] for o, e in zip((rows * K, rows * I, rows * I), executed, strict=True)]
+    executed = (
+        [int(m.sum()) for m in (inputs, neurons, kept)]
+        if rows <= 8
+        else [rows * K, rows * NEURONS, rows * NEURONS]
+    )
+    assert counted.tolist() == [
+        [o, e, 0] for o, e in zip((rows * K, rows * NEURONS, rows * NEURONS), executed, strict=True)
+    ]
 
 
 def test_without_a_gate_weight_nothing_is_counted_for_the_neuron_gate() -> None:
     counted = counters(3, 3)
     gates = torch.tensor([[-1.0, 0.0], [1e9, 0.0], [-1.0, 0.0]])
-    args = (normal(1, K), None, None, normal(I, K), None, normal(N, I), None, "gelu")
-    y = neuron_mlp.reference(*args, torch.rand(K), torch.rand(I), torch.rand(I), gates, counted)
+    args = (normal(1, K), None, None, normal(NEURONS, K), None, normal(N, NEURONS), None, "gelu")
+    y = neuron_mlp.reference(*args, torch.rand(K), torch.rand(NEURONS), torch.rand(NEURONS), gates, counted)
     torch.testing.assert_close(y, dense_mlp.reference(*args))
-    assert counted.tolist() == [[K, K, 0], [0, 0, 0], [I, I, 0]]
+    assert counted.tolist() == [[K, K, 0], [0, 0, 0], [NEURONS, NEURONS, 0]]
 
 
 def test_attention_without_expanding_equals_torch() -> None:
@@ -101,17 +109,20 @@ def test_an_unknown_activation_names_the_known_ones() -> None:
 def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
     """Arguments of every op but vocab_head, with gradients wanted everywhere they can be."""
     x, gate = normal(2, 3, K), torch.tensor([0.5, 0.1])
-    mlp = (normal(I, K), None, normal(I, K), normal(I), normal(N, I), normal(N))
+    mlp = (normal(NEURONS, K), None, normal(NEURONS, K), normal(NEURONS), normal(N, NEURONS), normal(N))
     gates = torch.tensor([[0.2, 0.1], [0.3, 0.1], [0.4, 0.1]])
-    norms = (torch.rand(K), torch.rand(I), torch.rand(I))
+    norms = (torch.rand(K), torch.rand(NEURONS), torch.rand(NEURONS))
     q, k = normal(2, 4, 3, 8), normal(2, 2, 9, 8)
     return {
-        "dense_linear": (ops.dense_linear.default, (x, [normal(N, K), normal(I, K)], [normal(N), None])),
+        "dense_linear": (
+            ops.dense_linear.default,
+            (x, [normal(N, K), normal(NEURONS, K)], [normal(N), None]),
+        ),
         "dense_mlp": (ops.dense_mlp.default, (x, *mlp, "silu")),
         "plain_mlp": (ops.dense_mlp.default, (x, None, None, *mlp[2:], "gelu_tanh")),
         "channel_linear": (
             ops.channel_linear.default,
-            (x, [normal(N, K), normal(I, K)], [normal(N), None], torch.rand(K), gate, counters(3)),
+            (x, [normal(N, K), normal(NEURONS, K)], [normal(N), None], torch.rand(K), gate, counters(3)),
         ),
         "neuron_mlp": (ops.neuron_mlp.default, (x, *mlp, "silu", *norms, gates, counters(3, 3))),
         "attention": (ops.decode_attention.default, (q, k, normal(2, 2, 9, 5), None, 0.3, False)),
