@@ -53,3 +53,27 @@ def test_cuts_are_nodes_that_are_still_there(capture) -> None:
     assert first not in cuts
     assert set(cuts) <= set(gm.graph.nodes)
     assert cuts
+
+
+class Parallel(nn.Module):
+    """Both branches read the stream, and are added to each other before they join it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.one = nn.ModuleList(nn.Linear(8, 8) for _ in range(number))
+        self.two = nn.ModuleList(nn.Linear(8, 8) for _ in range(number))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.sin()
+        for one, two in zip(self.one, self.two, strict=True):
+            x = (one(x).tanh() + two(x).relu()) + x
+        return x.cos()
+
+
+def test_parallel_branches_end_with_their_whole_sum(capture) -> None:
+    (graph,) = capture(Parallel(3), torch.randn(2, 8))
+    gm = graph.find()
+    assert len(graph.of("residual")) == 6
+    regions = partition(gm, region_cuts(gm.graph, graph.context.pathways))
+    assert len(regions) == 5
+    assert len({region.key for region in regions[1:4]}) == 1
