@@ -34,13 +34,15 @@ class GatedCall:
     shape: str = ""
 
 
-def break_even(calls: Sequence[GatedCall]) -> dict[str, float]:
+def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_counter) -> dict[str, float]:
     """Gate id -> the fraction of units that must be dropped before the gate saves time. Counters end where they were.
 
     Costs `ROUNDS` times three runs of each op, and a dozen to find its thresholds: about a second for 60 ops of 0.3 ms.
     """
     pairs = [(call, gate) for call in calls for gate in call.gates if gate.flops > 0]
-    pairs.sort(key=lambda pair: _row(*pair))  # an op's gates must not follow each other: its weights would be warm
+    pairs.sort(
+        key=lambda pair: _row(*pair)
+    )  # an op's gates must not follow each other: its weights would be warm
     before = {id(gate): (gate.record.clone(), gate.counters.clone()) for call in calls for gate in call.gates}
     for call in calls:
         for gate in call.gates:
@@ -51,9 +53,9 @@ def break_even(calls: Sequence[GatedCall]) -> dict[str, float]:
         for setting in range(3):
             for (call, gate), half, seen in zip(pairs, halves, times, strict=True):
                 _set(gate, (OPEN[0], 0.0, half)[setting])
-                started = perf_counter()
+                started = clock()
                 call.run()
-                seen[setting].append(perf_counter() - started)
+                seen[setting].append(clock() - started)
                 _set(gate, OPEN[0])
     for call in calls:
         for gate in call.gates:

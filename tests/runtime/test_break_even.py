@@ -1,7 +1,5 @@
 """Where a gate begins to pay: the line, the threshold found by counting, and ops whose gate never pays."""
 
-import time
-
 import pytest
 import torch
 
@@ -13,16 +11,23 @@ def gate(name: str) -> Gate:
     return Gate(name, "decode", torch.tensor([0.5, 0.25]), torch.tensor([7, 5, 1]), 2.0, 4.0)
 
 
-def op(gate: Gate, unit: float, deciding: float):
+class Clock:
+    """Time that passes only when an op says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def op(clock: Clock, gate: Gate, unit: float, deciding: float):
     """An op over 64 units of score 1/64, 2/64 .. 1 that takes `unit` seconds for each kept one."""
     scores = torch.arange(1, 65) / 64
 
     def run() -> None:
         kept = int((~(scores <= gate.record[0])).sum())
         gate.counters.add_(torch.tensor([64, kept, 0]))
-        end = time.perf_counter() + unit * kept + (deciding if gate.record[0] >= 0 else 0.0)
-        while time.perf_counter() < end:
-            pass
+        clock.now += unit * kept + (deciding if gate.record[0] >= 0 else 0.0)
 
     return run
 
@@ -37,17 +42,18 @@ def test_the_crossing(opened, none, half, expected):
 
 def test_a_cheap_decision_pays_early_and_a_dear_one_never():
     cheap, dear = gate("cheap"), gate("dear")
+    clock = Clock()
     calls = [
-        GatedCall(op(cheap, 2e-5, 1e-4), [cheap], "cheap"),
-        GatedCall(op(dear, 2e-6, 2e-3), [dear], "dear"),
+        GatedCall(op(clock, cheap, 2e-5, 1e-4), [cheap], "cheap"),
+        GatedCall(op(clock, dear, 2e-6, 2e-3), [dear], "dear"),
     ]
-    found = break_even(calls)
-    assert 0.02 < found["cheap"] < 0.25  # 0.1 ms of deciding against 1.28 ms of units
+    found = break_even(calls, clock)
+    assert found["cheap"] == pytest.approx(1e-4 / (64 * 2e-5), rel=0.05)  # what deciding costs, in units
     assert found["dear"] == NEVER
 
 
 def test_records_and_counters_end_where_they_were():
     own = gate("own")
-    break_even([GatedCall(op(own, 1e-7, 0.0), [own], "own")])
+    break_even([GatedCall(op(Clock(), own, 1e-7, 0.0), [own], "own")])
     assert own.record.tolist() == [0.5, 0.25]
     assert own.counters.tolist() == [7, 5, 1]
