@@ -10,6 +10,7 @@ from typing import Any
 import sympy
 import torch
 from torch import fx
+from torch._dynamo.convert_frame import compile_lock
 from torch._subclasses import FakeTensor, FakeTensorMode
 
 from srrc.backends.cpu.build import ensure_built
@@ -193,7 +194,8 @@ def _respecialise(
     guards = captured.fake_mode.shape_env.guards if captured.fake_mode.shape_env is not None else []
     before = len(guards)
     try:
-        run = _specialise(captured, graph, source, dict(zip(captured.symbols, sizes, strict=True)))
+        with compile_lock:  # the user's call is not under it, and Inductor compiles for one thread at a time
+            run = _specialise(captured, graph, source, dict(zip(captured.symbols, sizes, strict=True)))
     except SrrError:
         raise
     except Exception as error:  # noqa: BLE001  (the first specialisation runs the user's program)
