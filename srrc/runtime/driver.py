@@ -4,6 +4,7 @@ The code is generated, so that a call costs one Python call a region and nothing
 after its last use. Tensors that the graph holds as attributes (thresholds, counters) are bound into the code.
 """
 
+import itertools
 import linecache
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,9 @@ from typing import Any
 
 import torch
 from torch import fx
+
+
+_serials = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def build_driver(gm: fx.GraphModule, steps: Sequence[Step]) -> Driver:
             lines.append(f"    del {', '.join(names[node] for node in spent[index])}")
     lines.append(f"    return {_returned(output.args[0], names)}")
     source = "\n".join(lines) + "\n"
-    filename = f"<srrc driver {id(steps):x}>"
+    filename = f"<srrc driver {next(_serials)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(True), filename)
     exec(compile(source, filename, "exec"), namespace)  # noqa: S102  (the code is ours, written above)
     return Driver(namespace["run"], source)
