@@ -27,7 +27,7 @@ class Effort:
     measured: fractions at which each gate is intervened on
     """
 
-    windows: int = 6
+    windows: int = 4
     length: int = 192
     more: int = 16
     measured: tuple[float, ...] = (0.3, 0.5, 0.7)

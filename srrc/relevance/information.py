@@ -210,24 +210,26 @@ def _walk(replay: Replay, arguments: Sequence[Any]) -> Iterator[tuple[Values, li
 
 
 def _respond(replay: Replay, values: Values, place: Place, entry: Measured, settings: Settings) -> None:
-    """Fill in `response` and `kept_low` from one batch."""
+    """Bring `kept_low` up to date with one batch; fill in `response` from the first."""
     node, called = replay.nodes[place.index], replay.arguments(values, place.index)
     score = scores.scores(node, called)[place.row].score
     score = _without_first(score, settings.skip_first).reshape(-1, score.shape[-1])
     few = max(1, round(GUARD_TAIL * len(score)))
+    for index, fraction in enumerate(FRACTIONS[1:], 1):
+        kept = (~(score <= _at(entry.quantiles, fraction))).sum(-1)
+        # Half a unit less, so that rounding cannot fail a row that keeps just as many.
+        low = (float(kept.kthvalue(few).values) - 0.5) / score.shape[-1]
+        entry.kept_low[index] = min(max(low, 0.0), float(entry.kept_low[index]))
+    if entry.drifts:
+        return
     x = _without_first(called["x"], settings.skip_first).reshape(-1, called["x"].shape[-1])
     width = int(node.meta["example_value"].shape[-1])
-    rows = min(_RESPONSE_ROWS, max(_RESPONSE_VALUES // width, 1))
-    called = {**called, "x": x[:: max(1, len(x) // rows)]}
+    rows = min(len(x), _RESPONSE_ROWS, max(_RESPONSE_VALUES // width, 1))
+    called = {**called, "x": x[torch.linspace(0, len(x) - 1, rows).long()]}
     with torch.no_grad():
         dense = node.target(**called)  # type: ignore[operator]
         for index, fraction in enumerate(FRACTIONS[1:], 1):
-            threshold = _at(entry.quantiles, fraction)
-            kept = (~(score <= threshold)).sum(-1)
-            # Half a unit less, so that rounding cannot fail a row that keeps just as many.
-            low = (float(kept.kthvalue(few).values) - 0.5) / score.shape[-1]
-            entry.kept_low[index] = min(max(low, 0.0), float(entry.kept_low[index]))
-            with closed({place.gate.id: (threshold, 0.0)}, [place.gate]):
+            with closed({place.gate.id: (_at(entry.quantiles, fraction), 0.0)}, [place.gate]):
                 routed = node.target(**called)  # type: ignore[operator]
             entry.response[index] += float((routed.float() - dense.float()).pow(2).sum())
 
