@@ -54,7 +54,10 @@ class Parity:
                     raise AssertionError(f"{key}: Inductor is within {bound[key]}") from error
 
     def generate(self, batch: int, length: int, **options: Any) -> None:
-        """Greedy decoding gives eager's tokens; in bf16 a tie may fall either way, the rest with it."""
+        """Greedy decoding gives eager's tokens; in bf16 a tie may fall either way, the rest with it.
+
+        In fp32 the logits of every step are eager's, too.
+        """
         inputs = self.tiny.inputs(batch, length)
         options = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False} | options
         reports = {"output_logits": True, "return_dict_in_generate": True}
@@ -62,6 +65,8 @@ class Parity:
             expected = self.reference.generate(**inputs, **options, **reports)
             actual = self.model.generate(**inputs, **options, **reports)
         assert expected.sequences.shape == actual.sequences.shape
+        if self.reference.dtype == torch.float32:
+            torch.testing.assert_close(actual.logits, expected.logits)
         first = expected.sequences.shape[1] - len(expected.logits)
         for row, (theirs, ours) in enumerate(zip(expected.sequences, actual.sequences, strict=True)):
             different = (theirs != ours).nonzero().flatten().tolist()

@@ -20,6 +20,9 @@ PATHWAYS = {
 }
 """Pathways by kind of each two-layer model."""
 
+UNSHARED = {"resnet", "mamba"}
+"""Families with nothing to share: convolutions, and a scan that no region may end in."""
+
 
 @pytest.mark.parametrize("name", PATHWAYS)
 def test_forward_and_greedy_tokens_equal_eager(name: str, parity) -> None:
@@ -27,7 +30,7 @@ def test_forward_and_greedy_tokens_equal_eager(name: str, parity) -> None:
     run.forward(2, 6)
     assert run.pathways() == PATHWAYS[name]
     regions, different = run.graphs()[0].regions
-    assert 1 <= different <= regions
+    assert 1 <= different < regions or name in UNSHARED
     if run.tiny.generates:
         run.generate(2, 6)
     assert run.fallbacks() == {}
