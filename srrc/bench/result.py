@@ -94,7 +94,7 @@ def _work(mine: Samples, everyone: Any) -> dict[str, Any]:
 
 
 def _memory(mine: Samples) -> dict[str, Any]:
-    """Peaks of the process: ever, since it was compiled, and how far over what it held once loaded."""
+    """Peaks of the process: since it loaded the model, since it compiled it, and the latter less the loaded."""
     peaks = [said.get("peak_bytes") for said in (mine.compiled, mine.finished)]
     known = [peak for peak in peaks if peak is not None]
     running, resident = peaks[1], mine.loaded.get("resident_bytes")

@@ -32,11 +32,12 @@ class Answers:
         """Load the model."""
         import torch
 
-        from srrc.bench.memory import resident
+        from srrc.bench.memory import reset_peak, resident
         from srrc.bench.session import Session
 
         torch.set_num_threads(threads)
         self._session = Session(model, dtype, cache_length)
+        reset_peak()  # loading may hold the weights twice, whatever runs them later
         return {"weight_bytes": self._session.weight_bytes(), "resident_bytes": resident()}
 
     def compile(self, plan: dict[str, Any], prompt: list[int]) -> Any:
