@@ -11,6 +11,12 @@ namespace SRR_NS {
 using srr::Axpy;
 using srr::Dot;
 
+template <class T>
+static inline void ask_for_pair(const T* p) {
+  for (size_t line = 0; line < PAIR * sizeof(T); line += 64)
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + line, 0, 2);
+}
+
 constexpr int BLOCK = 256 / PAIR;  // steps after which a dot product's partial sums are put aside: it bounds rounding
 
 // S rows of w (streams) times M rows of x; A sums for each, 2 where there are registers to spare. The order of the
@@ -31,7 +37,7 @@ static inline void dot_streams(const T* const* w, const T* const* next, const Do
 #pragma GCC unroll 8
       for (int s = 0; s < S; ++s) {
         v[s] = load_pair(w[s] + k);
-        if (AHEAD) __builtin_prefetch(next[s] + k, 0, 2);
+        if (AHEAD) ask_for_pair(next[s] + k);
       }
 #pragma GCC unroll 8
       for (int m = 0; m < M; ++m) {
@@ -127,7 +133,7 @@ static inline void axpy_tile(const T* const* r, const T* const* next, const floa
   for (int g = 0; g < G; ++g) {
 #pragma GCC unroll 4
     for (int t = 0; t < TP; ++t) {
-      if (next && t * PAIR * sizeof(T) % 64 == 0) __builtin_prefetch(next[g] + t * PAIR, 0, 2);
+      if (next) ask_for_pair(next[g] + t * PAIR);
       Two v = load_pair(r[g] + t * PAIR);
 #pragma GCC unroll 4
       for (int m = 0; m < M; ++m) {
@@ -160,7 +166,7 @@ struct Columns {
 template <class T, int M, int G>
 static void axpy_group(const Axpy& a, const Columns& c, int m0, const int64_t* places, const int64_t* ahead,
                        float* into, bool fresh) {
-  constexpr int TP = M <= 2 ? 2 : 1;
+  constexpr int TP = M <= 2 && PAIR * sizeof(T) < 64 ? 2 : 1;  // a line of each row at a time
   const T* base = static_cast<const T*>(a.w) + c.begin;
   const T *r[G], *next[G];
   float coef[M][G];
