@@ -100,6 +100,5 @@ def wants_native(x: fx.Node, context: Context) -> bool:
     if value.device.type != "cpu" or value.dtype not in NATIVE_DTYPES:
         return False
     return has_few_rows(x, context.sizes) or (
-        value.dtype == torch.bfloat16
-        and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
+        value.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001
     )

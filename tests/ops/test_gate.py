@@ -52,7 +52,9 @@ def test_units_that_an_earlier_gate_dropped_stay_dropped_and_do_not_count_for_th
     assert failing.failed.item() == 1
 
 
-@given(rows=st.integers(1, 12), units=st.integers(1, 40), threshold=st.floats(-0.5, 1.0), seed=st.integers(0, 99))
+@given(
+    rows=st.integers(1, 12), units=st.integers(1, 40), threshold=st.floats(-0.5, 1.0), seed=st.integers(0, 99)
+)
 def test_counters_say_what_is_computed(rows: int, units: int, threshold: float, seed: int) -> None:
     score = torch.rand(rows, units, generator=torch.Generator().manual_seed(seed))
     decision = decide(score, record(threshold, 0.3))

@@ -21,7 +21,7 @@ def test_gradients_equal_eager(name: str, parity) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", NAMES)
 def test_other_batches_and_lengths(name: str, dtype: torch.dtype, parity) -> None:
     run = parity(name, dtype)
@@ -39,7 +39,7 @@ def test_bfloat16_generates(name: str, parity) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("name", GENERATORS)
 def test_a_static_cache(name: str, dtype: torch.dtype, parity) -> None:
     run = parity(name, dtype)

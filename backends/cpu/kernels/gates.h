@@ -42,23 +42,29 @@ inline Kept decide(Scratch::Scope& scope, const float* values, int64_t ld, const
   const int32_t* offered = from ? from->list : nullptr;
   const int64_t total = from ? from->count : units;
   if (!(gate.threshold >= 0)) return {offered, total, float(total) < gate.min_kept * float(total) ? rows : 0};
-  int32_t* list = scope.take<int32_t>(total + 1);
-  int64_t kept[MAX_ROWS] = {}, together = 0;
-  for (int64_t i = 0; i < total; ++i) {
-    const int64_t k = offered ? offered[i] : i;
-    bool any = false;
-    for (int m = 0; m < rows; ++m) {
-      const float v = values[m * ld + k];
-      const bool keep = !(std::fabs(v) * (norm ? norm[k] : 1.0f) <= gate.threshold);
-      kept[m] += keep;
-      any |= keep;
+  int32_t *kept = scope.take<int32_t>(units), *list = scope.take<int32_t>(total + 1);
+  memset(kept, 0, size_t(units) * sizeof(int32_t));
+  int64_t failed = 0, together = 0;
+  for (int m = 0; m < rows; ++m) {
+    int64_t mine = table_in_use->keep(values + m * ld, norm, gate.threshold, units, kept);
+    if (offered) {
+      mine = 0;
+      for (int64_t i = 0; i < total; ++i) {
+        const int64_t k = offered[i];
+        mine += !(std::fabs(values[m * ld + k]) * (norm ? norm[k] : 1.0f) <= gate.threshold);
+      }
     }
-    list[together] = int32_t(k);
-    together += any;
+    failed += float(mine) < gate.min_kept * float(total);
+    together = std::max(together, mine);
   }
-  int64_t failed = 0;
-  for (int m = 0; m < rows; ++m) failed += float(kept[m]) < gate.min_kept * float(total);
   if (failed || together == total) return {offered, total, failed};
+  together = 0;
+  for (int64_t i = 0; i < total; ++i) {
+    const int32_t k = offered ? offered[i] : int32_t(i);
+    list[together] = k;
+    together -= kept[k];
+  }
+  if (together == total) return {offered, total, 0};
   return {list, together, 0};
 }
 

@@ -24,6 +24,7 @@ extern "C" __attribute__((visibility("default"))) const srr::Table* srr_kernels(
       {finish_row<float>, finish_row<bf16>},
       {activate_any<float>, activate_any<bf16>},
       {multiply_row<float>, multiply_row<bf16>},
+      keep_row,
       exp_sum,
       greatest,
       exp_row,

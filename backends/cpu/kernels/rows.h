@@ -102,6 +102,30 @@ static void multiply_row(float* values, const float* up, const void* up_bias, in
   });
 }
 
+static int64_t keep_row(const float* x, const float* norm, float threshold, int64_t n, int32_t* kept) {
+  const vf limit = splat(threshold);
+  vi count = {};
+  int64_t i = 0;
+  for (; i + W <= n; i += W) {
+    vf score = vabs(load(x + i));
+    if (norm) score = score * load(norm + i);
+    vi keep;
+    memcpy(&keep, kept + i, sizeof keep);
+    const vi mine = ~vi(score <= limit);
+    keep |= mine;
+    memcpy(kept + i, &keep, sizeof keep);
+    count -= mine;
+  }
+  int64_t total = 0;
+  for (int j = 0; j < W; ++j) total += count[j];
+  for (; i < n; ++i) {
+    const bool mine = !(__builtin_fabsf(x[i]) * (norm ? norm[i] : 1.0f) <= threshold);
+    if (mine) kept[i] = -1;
+    total += mine;
+  }
+  return total;
+}
+
 // NaN if any value is NaN.
 static float greatest(const float* x, int64_t n) {
   vf best = splat(-__builtin_inff()), odd = vf{};

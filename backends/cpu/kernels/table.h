@@ -67,6 +67,8 @@ struct Table {
   void (*activate[DTYPES])(int act, float* gate, const void* gate_bias, const float* up, const void* up_bias, int64_t n);
   // values *= other, rounded; both already rounded.
   void (*multiply[DTYPES])(float* values, const float* up, const void* up_bias, int64_t n);
+  // kept[i] |= -1 unless |x[i]| * norm[i] <= threshold (norm null: ones); returns how many x alone keeps.
+  int64_t (*keep)(const float* x, const float* norm, float threshold, int64_t n, int32_t* kept);
   // Softmax pieces: p = exp(x - max) in place, returns the sum; greatest of x.
   float (*exp_sum)(float* x, float max, int64_t n);
   float (*greatest)(const float* x, int64_t n);
