@@ -25,6 +25,7 @@ extern "C" __attribute__((visibility("default"))) const srr::Table* srr_kernels(
       {activate_any<float>, activate_any<bf16>},
       {multiply_row<float>, multiply_row<bf16>},
       keep_row,
+      project_row,
       exp_sum,
       greatest,
       exp_row,

@@ -102,6 +102,23 @@ static void multiply_row(float* values, const float* up, const void* up_bias, in
   });
 }
 
+static void project_row(const float* x, const float* weight, int64_t n, float* sums) {
+  vf dot[2] = {}, squares[2] = {};
+  int64_t i = 0;
+  for (; i + PAIR <= n; i += PAIR)
+    for (int half = 0; half < 2; ++half) {
+      const vf v = load(x + i + half * W);
+      dot[half] += v * load(weight + i + half * W);
+      squares[half] += v * v;
+    }
+  sums[0] = sum(dot[0] + dot[1]);
+  sums[1] = sum(squares[0] + squares[1]);
+  for (; i < n; ++i) {
+    sums[0] += x[i] * weight[i];
+    sums[1] += x[i] * x[i];
+  }
+}
+
 static int64_t keep_row(const float* x, const float* norm, float threshold, int64_t n, int32_t* kept) {
   const vf limit = splat(threshold);
   vi count = {};

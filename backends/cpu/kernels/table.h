@@ -69,6 +69,8 @@ struct Table {
   void (*multiply[DTYPES])(float* values, const float* up, const void* up_bias, int64_t n);
   // kept[i] |= -1 unless |x[i]| * norm[i] <= threshold (norm null: ones); returns how many x alone keeps.
   int64_t (*keep)(const float* x, const float* norm, float threshold, int64_t n, int32_t* kept);
+  // sums[0] = sum_i x[i] weight[i]; sums[1] = sum_i x[i] x[i].
+  void (*project)(const float* x, const float* weight, int64_t n, float* sums);
   // Softmax pieces: p = exp(x - max) in place, returns the sum; greatest of x.
   float (*exp_sum)(float* x, float max, int64_t n);
   float (*greatest)(const float* x, int64_t n);
