@@ -12,22 +12,27 @@ from torch._subclasses import FakeTensorMode
 
 import srrc.ops  # noqa: F401  (defines torch.ops.srr)
 from srrc.passes.context import Context
-from srrc.passes.gating import channel, neuron, vocab
+from srrc.passes.gating import channel, neuron, residual, vocab
 from srrc.passes.gating.source import GateSource
 from srrc.passes.rows import has_few_rows
 from srrc.pathways.base import Pathway
+from srrc.pathways.residual import Branch
 from srrc.reasons import Reason, Refusal
 from srrc.runtime.gates import Gate
 
 Insert = Callable[[fx.GraphModule, Pathway, GateSource, Context, FakeTensorMode], list[Gate]]
 
 GATED: dict[str, tuple[str, Callable[[Pathway], list[str]], Insert]] = {
+    "residual": ("layer", residual.gate_ids, residual.insert),
     "neuron": ("neuron", neuron.gate_ids, neuron.insert),
     "vocab": ("vocab", vocab.gate_ids, vocab.insert),
     "channel": ("channel", channel.gate_ids, channel.insert),
 }
 """Kind -> (level that switches it, its gates' ids, how they are inserted), in order of precedence: the gates of an
 MLP and of the vocabulary head cover what a channel gate on the same linears would."""
+
+AROUND = frozenset({"residual"})
+"""Kinds whose gates stand around others': they claim no node, and are put in while the branch is as it was found."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class InsertGates:
                     context.refusals.append(Refusal(pathway.place, kind, reason or Reason.NO_BUDGET))
                     continue
                 context.gates += GATED[kind][2](gm, pathway, self.source, context, self.fake_mode)
-                taken.update(pathway.nodes)
+                if kind not in AROUND:
+                    taken.update(pathway.nodes)
         return gm
 
     def _refuse(self, pathway: Pathway, taken: set[fx.Node], context: Context) -> Reason | None:
@@ -64,12 +70,17 @@ class InsertGates:
         level, ids, _ = GATED[pathway.kind]
         if level not in self.levels:
             return Reason.LEVEL_OFF
-        if taken.issuperset(pathway.nodes):
+        if pathway.kind not in AROUND and taken.issuperset(pathway.nodes):
             return Reason.OVERLAPS
         if not any(self.source.covers(gate_id) for gate_id in ids(pathway)):
             return Reason.NO_PROFILE
-        if not self.source.many_rows and not has_few_rows(pathway.inputs[0], context.sizes):
+        if not self.source.many_rows and not has_few_rows(_decided_by(pathway), context.sizes):
             return Reason.MANY_ROWS
         if self.source.fuel is not None and len(context.gates) >= self.source.fuel:
             return Reason.FUEL_SPENT
         return None
+
+
+def _decided_by(pathway: Pathway) -> fx.Node:
+    """The value whose rows the gate decides over."""
+    return pathway.site.entry if isinstance(pathway.site, Branch) else pathway.inputs[0]

@@ -5,6 +5,7 @@ residual branch begins or ends; runs that repeat (a layer's attention and MLP) a
 Two regions with the same `key` compute the same function of their inputs.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -12,8 +13,10 @@ from typing import TypeVar
 import torch
 from torch import fx
 
+from srrc.ops.gated_region import gated_region
 from srrc.passes.region_key import free_symbols, region_key
 from srrc.pathways.effects import changes_interpreter
+from srrc.runtime.driver import Condition
 
 T = TypeVar("T")
 
@@ -23,16 +26,24 @@ LONGEST_PERIOD = 16
 
 @dataclass(frozen=True)
 class Region:
-    """A run of nodes, the values it reads from before it (`inputs`) and those read after it (`outputs`)."""
+    """A run of nodes, the values it reads from before it (`inputs`) and those read after it (`outputs`).
+
+    condition: when it runs, and what stands for it otherwise: its one node is a `gated_region` then
+    """
 
     nodes: tuple[fx.Node, ...]
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
     key: str
+    condition: Condition | None = None
 
     def module(self, gm: fx.GraphModule) -> fx.GraphModule:
         """The region as a graph of its own: a placeholder an input, a tuple of the outputs."""
         graph = fx.Graph()
+        if self.condition is not None:
+            held = _subgraph(gm, self.nodes[0])
+            graph.output((graph.graph_copy(held.graph, {}),))
+            return fx.GraphModule(held, graph)
         copies: dict[fx.Node, fx.Node] = {}
         for index, node in enumerate(self.inputs):
             copies[node] = graph.placeholder(f"arg{index}")
@@ -45,28 +56,58 @@ class Region:
 
 
 def partition(gm: fx.GraphModule, cuts: Iterable[fx.Node]) -> list[Region]:
-    """Split `gm` after every node in `cuts` and merge what repeats. Returns the regions in order of execution."""
+    """Split `gm` after every node in `cuts` and merge what repeats. Returns the regions in order of execution.
+
+    A `gated_region` is a region of its own, never merged with others.
+    """
     nodes = [n for n in gm.graph.nodes if not _is_input(gm, n) and n.op != "output"]
-    ends = set(cuts).intersection(_may_end(nodes))
+    ends = set(cuts).intersection(may_end(nodes))
     slices: list[list[fx.Node]] = [[]]
     for node in nodes:
+        if node.target is gated_region:
+            slices += [[node], []]
+            continue
         slices[-1].append(node)
         if node in ends:
             slices.append([])
     regions = [make_region(gm, nodes) for nodes in slices if nodes]
-    return [
-        make_region(gm, [node for region in group for node in region.nodes]) if len(group) > 1 else group[0]
-        for group in group_repeats(regions, key=lambda region: region.key)
-    ]
+    found: list[Region] = []
+    for gated, run in itertools.groupby(regions, key=lambda region: region.condition is not None):
+        groups = [[region] for region in run] if gated else group_repeats([*run], key=lambda region: region.key)
+        for group in groups:
+            merged = [node for region in group for node in region.nodes]
+            found.append(make_region(gm, merged) if len(group) > 1 else group[0])
+    return found
 
 
 def make_region(gm: fx.GraphModule, nodes: Sequence[fx.Node]) -> Region:
     """A region of these nodes; inputs in order of first use, outputs in order of definition."""
+    if nodes[0].target is gated_region:
+        return _conditional(gm, nodes[0])
     inside = set(nodes)
     read = dict.fromkeys(a for node in nodes for a in node.all_input_nodes if a not in inside)
-    inputs = dict.fromkeys([*_sizes(gm, [*read, *nodes]), *read])
+    inputs = dict.fromkeys([*sizes_in(gm, [*read, *nodes]), *read])
     outputs = [node for node in nodes if any(user not in inside for user in node.users)]
     return Region(tuple(nodes), tuple(inputs), tuple(outputs), region_key(gm, nodes, tuple(inputs), outputs))
+
+
+def _conditional(gm: fx.GraphModule, node: fx.Node) -> Region:
+    """The region of a `gated_region`: its key is its subgraph's, so that equal layers are compiled once."""
+    keep, _, bypass, *operands = (each for each in node.args if isinstance(each, fx.Node))
+    held = _subgraph(gm, node)
+    inner = [*held.graph.nodes]
+    own, body = [n for n in inner if n.op == "placeholder"], [n for n in inner if n.op.startswith("call_")]
+    key = region_key(held, body, own, inner[-1].all_input_nodes)
+    return Region((node,), tuple(operands), (node,), f"gated {key}", Condition(keep, bypass))
+
+
+def _subgraph(gm: fx.GraphModule, node: fx.Node) -> fx.GraphModule:
+    """The graph that a `gated_region` holds."""
+    holder = node.args[1]
+    assert isinstance(holder, fx.Node)
+    held = getattr(gm, str(holder.target))
+    assert isinstance(held, fx.GraphModule)
+    return held
 
 
 def group_repeats(items: Sequence[T], key: Callable[[T], str]) -> list[list[T]]:
@@ -97,7 +138,7 @@ def _best_period(keys: Sequence[str], at: int) -> tuple[int, int]:
     return best
 
 
-def _sizes(gm: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:
+def sizes_in(gm: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:
     """The placeholders that hold the symbols in these nodes' shapes: Inductor wants every symbol as an input."""
     holders = {}
     for node in gm.graph.nodes:
@@ -111,12 +152,14 @@ def _sizes(gm: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[fx.Node]:
 
 
 def _is_input(gm: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the value is there before the graph runs; the subgraph of a `gated_region` counts as such."""
     if node.op == "get_attr":
-        return isinstance(getattr(gm, str(node.target), None), torch.Tensor)
+        held = isinstance(getattr(gm, str(node.target), None), torch.Tensor)
+        return held or all(user.target is gated_region for user in node.users)
     return node.op == "placeholder"
 
 
-def _may_end(nodes: Sequence[fx.Node]) -> Sequence[fx.Node]:
+def may_end(nodes: Sequence[fx.Node]) -> Sequence[fx.Node]:
     """The nodes after which a region may end: none between the first and the last that change what the nodes after
     them run under (autocast, vmap), since a region starts from the state that the whole graph starts from.
     """

@@ -24,6 +24,7 @@ from srrc.passes.capture import parameter_names, placeholders
 from srrc.passes.context import Context
 from srrc.passes.cuts import region_cuts
 from srrc.passes.drifting_output import drifting_output
+from srrc.passes.enclose import Enclose
 from srrc.passes.find_pathways import FindPathways
 from srrc.passes.gating.source import GateSource
 from srrc.passes.insert_gates import InsertGates
@@ -141,12 +142,14 @@ def _specialise(
     passes: list[Pass] = [Normalise(), FindPathways(), InsertGates(source, graph.options.levels, fake_mode)]
     passes += [] if source is None else [PackWeights(source, fake_mode)]
     passes += [LowerDense(fake_mode)] if ensure_built() else []
+    passes += [] if source is None else [Enclose(fake_mode)]
     observe = stage_writer(graph.options.dump_dir, graph)
     gm = run_passes(passes, fx.GraphModule(captured.gm, copy_graph(captured.gm.graph)), context, observe)
     regions = partition(gm, region_cuts(gm.graph, context.pathways))
     compiled = _compile_regions(gm, regions, fake_mode)
     log.info("%d regions, %d compiled", len(regions), len(set(map(id, compiled))))
-    driver = build_driver(gm, [Step(c, r.inputs, r.outputs) for c, r in zip(compiled, regions, strict=True)])
+    pairs = zip(compiled, regions, strict=True)
+    driver = build_driver(gm, [Step(run, r.inputs, r.outputs, r.condition) for run, r in pairs])
     graph.regions, graph.source = (len(regions), len(set(map(id, compiled)))), driver.source
     graph.pathways, graph.refusals = context.pathways, context.refusals
     graph.output = drifting_output(gm, context.pathways)

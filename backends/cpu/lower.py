@@ -44,9 +44,10 @@ class LowerDense:
                 alive = set(gm.graph.nodes)
         for site in (pathway.site for pathway in context.pathways if pathway.kind == "channel"):
             if isinstance(site, ChannelGroup) and wants_native(site.x, context):
-                linears = tuple(linear for linear in site.linears if linear.node in alive)
-                if linears:
-                    self._linears(gm, site.x, linears)
+                for linears in _apart(site.linears, context):
+                    living = tuple(linear for linear in linears if linear.node in alive)
+                    if living:
+                        self._linears(gm, site.x, living)
         for site in (pathway.site for pathway in context.pathways if pathway.kind == "attention"):
             if isinstance(site, Attention) and site.node in alive:
                 self._attention(gm, site, context)
@@ -73,6 +74,16 @@ class LowerDense:
             args = (site.q, site.k_base, site.v_base, site.mask, scale, site.is_causal)
             node = emit(gm.graph, torch.ops.srr.decode_attention.default, args, self.fake_mode)
         replace(gm.graph, (site.node,), site.node, node)
+
+
+def _apart(linears: tuple[Linear, ...], context: Context) -> list[tuple[Linear, ...]]:
+    """Linears in as many calls as there are gated branches they belong to: one that is left out takes no other along."""
+    gated = {gate.id for gate in context.gates}
+    branches = [p for p in context.pathways if p.kind == "residual" and f"residual:{p.place}" in gated]
+    groups: dict[tuple[str, ...], list[Linear]] = {}
+    for linear in linears:
+        groups.setdefault(tuple(p.place for p in branches if linear.node in p.nodes), []).append(linear)
+    return [tuple(group) for group in groups.values()]
 
 
 def _attends_natively(site: Attention, context: Context) -> bool:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
 
 def _words(text: str) -> frozenset[str]:
@@ -64,8 +65,10 @@ def _written_by_function(node: fx.Node) -> Iterator[fx.Node]:
     first = node.args[0] if node.args else None
     if isinstance(target, torch._ops.HigherOrderOperator):
         yield from node.all_input_nodes
-    elif isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
-        if _schema_writes(target):
+    elif isinstance(target, torch._ops.OpOverload):
+        yield from _written_by_schema(node, target)
+    elif isinstance(target, torch._ops.OpOverloadPacket):
+        if any(schema.is_mutable for schema in _schemas(target)):
             yield from node.all_input_nodes
     elif (
         (
@@ -92,8 +95,13 @@ def _trains(node: fx.Node) -> bool:
     return training is not False
 
 
-def _schema_writes(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> bool:
-    return any(schema.is_mutable for schema in _schemas(target))
+def _written_by_schema(node: fx.Node, target: torch._ops.OpOverload) -> Iterator[fx.Node]:
+    """What the overload's schema says it writes to: `Tensor(a!)`."""
+    for position, declared in enumerate(target._schema.arguments):  # noqa: SLF001
+        if declared.alias_info is not None and declared.alias_info.is_write:
+            given = node.kwargs.get(declared.name)
+            given = node.args[position] if position < len(node.args) else given
+            yield from (each for each in pytree.tree_leaves(given) if isinstance(each, fx.Node))
 
 
 def _schemas(target: torch._ops.OpOverload | torch._ops.OpOverloadPacket) -> list[torch.FunctionSchema]:
@@ -106,10 +114,13 @@ def makes_fresh_storage(node: fx.Node) -> bool:
     """Whether the value is known to share no storage with any input of `node`."""
     if node.op == "call_method":
         return str(node.target) in _FRESH_METHODS
+    target = node.target
+    if isinstance(target, torch._ops.OpOverload):
+        given = target._schema.returns  # noqa: SLF001
+        return bool(given) and not any(value.alias_info for value in given)
     if node.op != "call_function" or any(True for _ in written_arguments(node)):
         return False
-    target = node.target
-    if isinstance(target, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+    if isinstance(target, torch._ops.OpOverloadPacket):
         return not any(value.alias_info for schema in _schemas(target) for value in schema.returns)
     if isinstance(target, torch._ops.HigherOrderOperator):
         return False
@@ -122,6 +133,8 @@ def aliased_arguments(node: fx.Node) -> list[fx.Node]:
         return []
     if node.op == "call_method" or node.target in {operator.getitem, operator.setitem, getattr}:
         return [node.args[0]] if isinstance(node.args[0], fx.Node) else []
+    if getattr(node.target, "__name__", "") == "gated_region":
+        return [each for each in node.args[2:3] if isinstance(each, fx.Node)]  # its bypass, or what is new
     return list(written_arguments(node)) or list(node.all_input_nodes)
 
 

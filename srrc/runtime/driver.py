@@ -17,12 +17,30 @@ _serials = itertools.count()
 
 
 @dataclass(frozen=True)
+class Condition:
+    """When a step runs: if any row of `keep` (bool) is kept. Otherwise the value of `bypass` is its output."""
+
+    keep: fx.Node
+    bypass: fx.Node
+
+
+@dataclass(frozen=True)
 class Step:
-    """One call: a compiled region, the graph's nodes that it reads, and those that it defines."""
+    """One call: a compiled region, the graph's nodes that it reads, and those that it defines.
+
+    condition: None for a step that always runs; with one, a step has one output
+    """
 
     run: Callable[..., Any]
     inputs: tuple[fx.Node, ...]
     outputs: tuple[fx.Node, ...]
+    condition: Condition | None = None
+
+    @property
+    def reads(self) -> tuple[fx.Node, ...]:
+        """All that must be known when the step is reached."""
+        extra = () if self.condition is None else (self.condition.keep, self.condition.bypass)
+        return (*extra, *self.inputs)
 
 
 @dataclass(frozen=True)
@@ -36,7 +54,7 @@ class Driver:
 def build_driver(gm: fx.GraphModule, steps: Sequence[Step]) -> Driver:
     """Generate the function that computes `gm` by running `steps` in order."""
     names: dict[fx.Node, str] = {}
-    namespace: dict[str, Any] = {}
+    namespace: dict[str, Any] = {"runs": runs}
     arguments: list[str] = []
     for node in gm.graph.nodes:
         if node.op == "placeholder":
@@ -54,7 +72,13 @@ def build_driver(gm: fx.GraphModule, steps: Sequence[Step]) -> Driver:
         namespace[f"r{index}"] = step.run
         results = "".join(f"{names[node]}, " for node in step.outputs) or "_ = "
         call = f"r{index}({', '.join(names[node] for node in step.inputs)})"
-        lines.append(f"    {results[:-1]} = {call}" if step.outputs else f"    {call}")
+        line = f"{results[:-1]} = {call}" if step.outputs else call
+        if step.condition is None:
+            lines.append(f"    {line}")
+        else:
+            keep, bypass = names[step.condition.keep], names[step.condition.bypass]
+            lines += [f"    if runs({keep}):", f"        {line}"]
+            lines += ["    else:", f"        {names[step.outputs[0]]} = {bypass}"]
         if spent[index]:
             lines.append(f"    del {', '.join(names[node] for node in spent[index])}")
     lines.append(f"    return {_returned(output.args[0], names)}")
@@ -65,13 +89,18 @@ def build_driver(gm: fx.GraphModule, steps: Sequence[Step]) -> Driver:
     return Driver(namespace["run"], source)
 
 
+def runs(keep: torch.Tensor) -> bool:
+    """Whether a step with this condition, bool [..., 1], runs: for any of its rows (few rows are kept together)."""
+    return bool(keep.item() if keep.numel() == 1 else keep.any())
+
+
 def _last_uses(steps: Sequence[Step], keep: set[fx.Node]) -> list[list[fx.Node]]:
     """For each step, the values that steps defined and that nothing reads after it."""
     defined = {node for step in steps for node in step.outputs}
     seen = set(keep)
     spent: list[list[fx.Node]] = []
     for step in reversed(steps):
-        used = dict.fromkeys([*step.inputs, *step.outputs])
+        used = dict.fromkeys([*step.reads, *step.outputs])
         spent.append([node for node in used if node in defined and node not in seen])
         seen.update(used)
     return spent[::-1]

@@ -1,0 +1,108 @@
+"""The gate on a residual branch: `srr::layer_gate` reads the stream, and what the branch adds is masked by it.
+
+This form is right for any number of rows and saves nothing yet: `passes.enclose` makes of it, for few rows, a region
+that is not run at all.
+"""
+
+import dataclasses
+
+import torch
+from torch import fx
+from torch._subclasses import FakeTensorMode
+
+from srrc.passes.annotate_cost import captured_sizes
+from srrc.passes.context import Context
+from srrc.passes.emit import emit, emit_tensor, value_of
+from srrc.passes.gating.source import GateSource, emit_gates
+from srrc.passes.rows import FEW_ROWS, rows_of
+from srrc.pathways.base import ZERO_COST, Cost, Pathway
+from srrc.pathways.channel import ChannelGroup
+from srrc.pathways.cost import node_cost
+from srrc.pathways.graph_view import GraphView
+from srrc.pathways.residual import Branch
+from srrc.reasons import Reason, Refusal
+from srrc.runtime.gates import Gate
+
+
+def gate_ids(pathway: Pathway) -> list[str]:
+    """One gate, on the branch."""
+    return [f"residual:{pathway.place}"]
+
+
+def insert(
+    gm: fx.GraphModule, pathway: Pathway, source: GateSource, context: Context, fake_mode: FakeTensorMode
+) -> list[Gate]:
+    """Mask the branch's value in its sum. No gate, but a refusal, where the profile has no probe or none fits."""
+    site = pathway.site
+    assert isinstance(site, Branch)
+    (gate_id,) = gate_ids(pathway)
+    probe = source.vectors.get(f"{gate_id}/probe")
+    cost = _row_cost(gm, pathway, source, context)
+    reason = Reason.NO_PROFILE if probe is None else _unfit(site, probe)
+    if reason is not None or probe is None or cost is None:
+        context.refusals.append(Refusal(pathway.place, "residual", reason or Reason.UNKNOWN_STRUCTURE))
+        return []
+    with gm.graph.inserting_before(_first_after_entry(gm, pathway, site)):
+        held = emit_gates(gm, gate_id, site.entry, 1, context, fake_mode)
+        held_probe = emit_tensor(gm, f"{held.name}_probe", probe, fake_mode)
+        args = (site.entry, held_probe, held.record, held.counter)
+        keep = emit(gm.graph, torch.ops.srr.layer_gate.default, args, fake_mode)
+    with gm.graph.inserting_before(site.add):
+        masked = emit(gm.graph, torch.where, (keep, site.exit, 0), fake_mode)
+    site.add.replace_input_with(site.exit, masked)
+    flops, size = cost
+    return [dataclasses.replace(held.gate(gate_id, 0, flops, size), overhead=4.0 * (len(probe) - 1))]
+
+
+def _unfit(site: Branch, probe: torch.Tensor) -> Reason | None:
+    entry, end = value_of(site.entry), value_of(site.exit)
+    if not isinstance(entry, torch.Tensor) or entry.shape[:-1] != end.shape[:-1]:
+        return Reason.UNSUPPORTED_SHAPE  # the branch's rows are not the stream's
+    return None if entry.shape[-1] == len(probe) - 1 else Reason.UNSUPPORTED_SHAPE
+
+
+def _first_after_entry(gm: fx.GraphModule, pathway: Pathway, site: Branch) -> fx.Node:
+    order = {node: index for index, node in enumerate(gm.graph.nodes)}
+    start = order[site.entry]
+    return min((node for node in pathway.nodes if order[node] > start), key=order.__getitem__)
+
+
+def _row_cost(
+    gm: fx.GraphModule, pathway: Pathway, source: GateSource, context: Context
+) -> tuple[float, float] | None:
+    """(FLOPs, bytes) of what a row skips with the branch; None where they depend on sizes that only the data decide.
+
+    A linear that shares a gated op with one outside of the branch is computed all the same, and not counted. Few
+    rows share the bytes of each weight; where there are many, as in calibration, the cost is that of decoding one.
+    """
+    site = pathway.site
+    assert isinstance(site, Branch)
+    rows = rows_of(site.entry, context.sizes)
+    view = GraphView(gm.graph, context.fqns)
+    shared = _shared_linears(pathway, source, context)
+    skipped = [node for node in pathway.nodes if node not in shared]
+    total = sum((node_cost(view, node) for node in skipped), start=ZERO_COST)
+    sizes = captured_sizes(gm.graph) | {str(symbol): value for symbol, value in context.sizes.items()}
+    if rows is None or rows == 0 or not {str(symbol) for symbol in total.symbols} <= sizes.keys():
+        return None
+    contractions = [node for node in skipped if node_cost(view, node).flops != 0]
+    held = sum(map(view.nbytes, _weights(contractions, context)), start=ZERO_COST.bytes)
+    weights = Cost(ZERO_COST.flops, held).at(sizes)[1]
+    flops, size = total.at(sizes)
+    sharing = rows if rows <= FEW_ROWS else 1
+    return flops / rows, weights / sharing + max(size - weights, 0.0) / rows
+
+
+def _weights(skipped: list[fx.Node], context: Context) -> dict[fx.Node, None]:
+    return dict.fromkeys(read for node in skipped for read in node.all_input_nodes if read.name in context.fqns)
+
+
+def _shared_linears(pathway: Pathway, source: GateSource, context: Context) -> set[fx.Node]:
+    """The branch's linears that a channel gate will put into one op with a linear that is not the branch's own."""
+    inside, found = set(pathway.nodes), set[fx.Node]()
+    for other in context.pathways:
+        if isinstance(other.site, ChannelGroup) and source.covers(f"channel:{other.place}"):
+            nodes = {linear.node for linear in other.site.linears}
+            found |= nodes & inside if not nodes <= inside else set()
+    return found
+
