@@ -100,6 +100,9 @@ def calibrate(
         list[str] | None, typer.Option(help="a domain of text of the zoo; may be given again")
     ] = None,
     text: Annotated[list[Path] | None, typer.Option(help="a file of text; may be given again")] = None,
+    layers: Annotated[
+        bool, typer.Option("--layers", help="measure gates on whole branches too; small models never use them")
+    ] = False,
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
@@ -110,7 +113,7 @@ def calibrate(
     if not out.parent.is_dir():
         raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
     loaded, tokenizer = _load(model, dtype)
-    profile = srrc.calibrate(loaded, tokenizer, texts)
+    profile = srrc.calibrate(loaded, tokenizer, texts, layers=layers)
     profile.save(out)
     if as_json:
         _print_json({"profile": str(out), "gates": len(profile.gates)})

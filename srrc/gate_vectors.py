@@ -1,4 +1,6 @@
-"""What gates need beside weights, from real inputs: a basis for the vocabulary head, norms for neurons."""
+"""What gates need beside weights, from real inputs: a basis for the vocabulary head, norms for neurons, probes for
+branches.
+"""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +13,10 @@ from srrc.gated_model import GatedModel
 from srrc.passes.gating.source import GateSource
 from srrc.pathways.base import Linear, Pathway
 from srrc.pathways.neuron import Mlp
+from srrc.pathways.residual import Branch
 from srrc.pathways.vocab import Head
 from srrc.relevance.basis import Moments, head_basis
+from srrc.relevance.probe import ProbeFit
 from srrc.relevance.replay import Replay
 from srrc.relevance.statistics import Look, look
 
@@ -22,12 +26,12 @@ that 512 leave, for a twenty-fourth of the head's cost."""
 
 
 def gate_vectors(
-    gated: GatedModel, calls: Sequence[Any], *, neurons: bool, skip_first: int
+    gated: GatedModel, calls: Sequence[Any], *, neurons: bool, layers: bool, skip_first: int
 ) -> dict[str, Tensor]:
     """Vectors by "gate id/name", measured over `calls` (arguments of the graph).
 
     For a head: rotation, inverse [H, H], mean [H] and exact []. With `neurons`, for an MLP's neuron gate:
-                norm [I].
+                norm [I]. With `layers`, for a branch: probe [H + 1].
     """
     looks: dict[fx.Node, list[Look]] = {}
     finish: list[Callable[[], Mapping[str, Tensor]]] = []
@@ -41,6 +45,12 @@ def gate_vectors(
             mean = _Mean(site.up)
             looks.setdefault(site.up.node, []).append(_tail(mean.add, skip_first))
             finish.append(functools.partial(_neuron, gated, pathway, mean))
+        elif layers and isinstance(site, Branch):
+            fit = ProbeFit(int(site.entry.meta["example_value"].shape[-1]))
+            for part, node in (("entry", site.entry), ("exit", site.exit), ("stream", site.stream)):
+                see = functools.partial(fit.see, part)
+                looks.setdefault(node, []).append(_tail(see, skip_first))
+            finish.append(functools.partial(_branch, pathway, fit))
     if looks:
         look(Replay(gated.base, ()), calls, looks)
     return {name: vector for each in finish for name, vector in each().items()}
@@ -84,3 +94,7 @@ def _neuron(gated: GatedModel, pathway: Pathway, mean: _Mean) -> dict[str, Tenso
     assert isinstance(site, Mlp)
     norm = GateSource(lambda gate: True, gated.weights).column_norm((site.down,))
     return {f"neuron:{pathway.place}/neuron/norm": mean.value() * norm}
+
+
+def _branch(pathway: Pathway, fit: ProbeFit) -> dict[str, Tensor]:
+    return {f"residual:{pathway.place}/probe": fit.probe()}

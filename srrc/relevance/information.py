@@ -46,6 +46,9 @@ FRACTIONS = (
 GUARD_TAIL = 0.002
 """Share of calibration rows that may keep less than `kept_low`."""
 
+BRANCH_FRACTIONS = (0.1, 0.3, 0.6)
+"""Where to measure a branch: its unit is a whole row, and most rows need most branches."""
+
 _RESPONSE_ROWS = 256
 _RESPONSE_VALUES = 1 << 21
 """A response is measured on so many rows, or fewer where they are as wide as a vocabulary."""
@@ -137,9 +140,7 @@ def intervene(
             if done(place.gate.id):
                 continue
             _respond(replay, values, place, entry, settings)
-            is_head = place.gate.id.startswith("vocab:")
-            measured = _late(settings.measured) if is_head else settings.measured
-            entry.at = entry.at or _past_the_free(entry.response, measured)
+            entry.at = entry.at or _past_the_free(entry.response, _measured_at(place, settings.measured))
             drifts = []
             for fraction in entry.at:
                 record = (_at(entry.quantiles, fraction), float(_between(entry.kept_low, fraction)))
@@ -186,6 +187,14 @@ def curve(entry: Measured) -> tuple[Tensor, Tensor]:
     return drift.float(), (drift * relative).float()
 
 
+def _measured_at(place: Place, measured: Sequence[float]) -> Sequence[float]:
+    if place.gate.id.startswith("vocab:"):
+        return _late(measured)
+    if place.gate.id.startswith("residual:"):
+        return BRANCH_FRACTIONS if len(measured) > 1 else BRANCH_FRACTIONS[1:2]
+    return measured
+
+
 def _late(measured: Sequence[float]) -> tuple[float, ...]:
     """Where to measure a vocabulary head: most directions of its rotated input hardly matter to any one
     context, so it is worth closing much further than other gates (0.3, 0.5, 0.7 become 0.59, 0.82, 0.95).
@@ -214,6 +223,9 @@ def _respond(replay: Replay, values: Values, place: Place, entry: Measured, sett
     node, called = replay.nodes[place.index], replay.arguments(values, place.index)
     score = scores.scores(node, called)[place.row].score
     score = _without_first(score, settings.skip_first).reshape(-1, score.shape[-1])
+    if place.gate.id.startswith("residual:"):
+        _respond_as_predicted(score, entry)
+        return
     few = max(1, round(GUARD_TAIL * len(score)))
     for index, fraction in enumerate(FRACTIONS[1:], 1):
         kept = (~(score <= _at(entry.quantiles, fraction))).sum(-1)
@@ -232,6 +244,18 @@ def _respond(replay: Replay, values: Values, place: Place, entry: Measured, sett
             with closed({place.gate.id: (_at(entry.quantiles, fraction), 0.0)}, [place.gate]):
                 routed = node.target(**called)  # type: ignore[operator]
             entry.response[index] += float((routed.float() - dense.float()).pow(2).sum())
+
+
+def _respond_as_predicted(score: Tensor, entry: Measured) -> None:
+    """For a branch, one unit a row. Response: the energy, relative to the stream's, that the dropped rows' branches
+    are predicted to add, from the first batch. No fraction kept is outside of what was calibrated: 0 and 1 both are.
+    """
+    entry.kept_low.zero_()
+    if entry.drifts:
+        return
+    for index, fraction in enumerate(FRACTIONS[1:], 1):
+        dropped = score[score <= _at(entry.quantiles, fraction)]
+        entry.response[index] += float(dropped.double().square().sum())
 
 
 def _without_first(value: Tensor, skip: int) -> Tensor:

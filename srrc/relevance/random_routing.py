@@ -21,14 +21,14 @@ either way, moves a unit by a fortieth of the range."""
 def randomised(profile: Profile, seed: int = 0) -> Profile:
     """A profile whose gates choose by lot, with the curves (so the fractions per budget) of `profile`.
 
-    Gates whose score has no norm (the vocabulary's) are left out. The predicted drift of its plans means
+    Gates whose score has no norm of its own (the vocabulary's, branches') are left out. The predicted drift of its plans means
     nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     gates: dict[str, GateProfile] = {}
     vectors: dict[str, Tensor] = dict(profile.vectors)
     for name, gate in profile.gates.items():
-        if gate.kind == "vocab":
+        if gate.kind in {"vocab", "residual"}:
             continue
         lots = torch.rand(gate.cost.units, generator=generator)
         vectors[f"{name}/norm"] = (_SPAN * (lots - 0.5)).exp()

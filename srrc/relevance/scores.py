@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from srrc.ops import activation as activations
+from srrc.ops import layer_gate
 from srrc.ops.gate import input_score
 from srrc.ops.vocab_head import rotate
 
@@ -24,7 +25,7 @@ Arguments = Mapping[str, Any]
 @dataclass(frozen=True)
 class Scored:
     """`score` float32 [..., units], with the leading shape of the op's x: |input| times `norm`, float32
-    [units].
+    [units]; ones where a score has no norm.
     """
 
     score: Tensor
@@ -52,8 +53,13 @@ def _vocab_head(a: Arguments) -> list[Scored]:
     return [Scored(input_score(y, a["norm"]), a["norm"])]
 
 
+def _layer_gate(a: Arguments) -> list[Scored]:
+    return [Scored(layer_gate.score(a["x"], a["probe"]), torch.ones(1))]
+
+
 _SCORES: Mapping[str, tuple[str, Callable[[Arguments], list[Scored]]]] = {
     "srr::channel_linear": ("gate", _channel_linear),
+    "srr::layer_gate": ("gate", _layer_gate),
     "srr::neuron_mlp": ("gates", _neuron_mlp),
     "srr::vocab_head": ("gate", _vocab_head),
 }
