@@ -19,8 +19,11 @@ from srrc.passes.linear_arguments import replace
 from srrc.passes.partition import may_end, sizes_in
 from srrc.passes.rows import has_few_rows
 from srrc.pathways.effects import Storage, changes_interpreter, written_arguments
-from srrc.pathways.patterns import called_name, is_contraction, operands
+from srrc.pathways.patterns import called_name, is_contraction, is_method, operands
 from srrc.reasons import Reason, Refusal
+
+
+_VIEWS = ("expand", "permute", "squeeze", "t", "transpose", "unsqueeze", "view")
 
 
 @dataclass(frozen=True)
@@ -117,8 +120,20 @@ class _Surroundings:
                     inside.add(node)
             stuck = {n for n in inside if any(not _crosses(a) for a in n.all_input_nodes if a not in inside)}
             if not stuck:
-                return tuple(node for node in between if node in inside)
+                inside |= self._views(inside)
+                return tuple(node for node in self._nodes[: self._order[mask.node]] if node in inside)
             blocked |= stuck
+
+    def _views(self, inside: set[fx.Node]) -> set[fx.Node]:
+        """Views that the body shares with others: it makes its own, since views are costly to hand to a region."""
+        found: set[fx.Node] = set()
+        stack = [read for node in inside for read in node.all_input_nodes]
+        while stack:
+            node = stack.pop()
+            if node not in inside and node not in found and is_method(node, *_VIEWS) and _may_wait(node):
+                found.add(node)
+                stack += node.all_input_nodes
+        return found
 
     def _addition(self, mask: Mask) -> fx.Node | None:
         """The sum behind the mask, where what it gives may be the other term itself."""
@@ -135,9 +150,11 @@ class _Surroundings:
         return add if same else None
 
     def _overwrites(self, body: tuple[fx.Node, ...], end: fx.Node) -> fx.Node | None:
-        """A node that writes to what the body has read by then: the body cannot move past it."""
+        """A node that writes to what the body has read by then: the body cannot move past it. A view reads nothing."""
         inside, read = set(body), set[fx.Node]()
         for node in self._nodes[self._order[body[0]] : self._order[end]]:
+            if is_method(node, *_VIEWS):
+                continue
             if node in inside:
                 read.update(self._storage.root(source) for source in node.all_input_nodes)
             elif any(self._storage.root(target) in read for target in written_arguments(node)):

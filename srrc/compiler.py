@@ -18,7 +18,7 @@ from srrc.backends.cpu.lower import LowerDense
 from srrc.backends.inductor import compile_region
 from srrc.dump import stage_writer, write_result
 from srrc.errors import SrrError
-from srrc.gated_calls import gated_calls
+from srrc.gated_calls import Values, branch_calls, gated_calls
 from srrc.passes.base import Pass
 from srrc.passes.capture import parameter_names, placeholders
 from srrc.passes.context import Context
@@ -37,7 +37,7 @@ from srrc.pathways.base import Pathway
 from srrc.pathways.channel import ChannelGroup
 from srrc.reasons import Reason, Refusal
 from srrc.routing import gate_source, guard_weights, profile_of, route, watched
-from srrc.runtime.break_even import break_even
+from srrc.runtime.break_even import branch_break_even, break_even
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.costs import GraphCost, dense_cost
 from srrc.runtime.driver import Step, build_driver
@@ -155,8 +155,10 @@ def _specialise(
     graph.output = drifting_output(gm, context.pathways)
     graph.add_gates(context.gates)
     if context.gates:
-        calls = gated_calls(gm, context.gates, captured.living_weights(), sizes)
-        graph.break_even = {**graph.break_even, **break_even(calls)}
+        values = Values(gm, captured.living_weights(), sizes)
+        branches = branch_calls(context.gates, values, [*zip(regions, compiled, strict=True)])
+        measured = break_even(gated_calls(context.gates, values)) | branch_break_even(branches)
+        graph.break_even = {**graph.break_even, **measured}
     return driver.run
 
 
@@ -174,12 +176,21 @@ def _compile_regions(
         run = shared.get(region.key)
         if run is None:
             before = len(guards)
-            inputs = [node.meta["example_value"] for node in region.inputs]
-            run = compile_region(region.module(gm), inputs, fake_mode)
+            run = _compile_region(gm, region, fake_mode)
             if len(guards) == before:
                 shared[region.key] = run
         compiled.append(run)
     return compiled
+
+
+def _compile_region(gm: fx.GraphModule, region: Region, fake_mode: FakeTensorMode) -> Callable[..., Any]:
+    """What runs `region`: Inductor's code, or a gate itself where it stands alone, which needs no code around it."""
+    node = region.nodes[0]
+    if len(region.nodes) == 1 and node.target is torch.ops.srr.layer_gate.default:
+        places = [region.inputs.index(argument) for argument in node.all_input_nodes]
+        return lambda *arguments: (torch.ops.srr.layer_gate.default(*(arguments[at] for at in places)),)
+    inputs = [each.meta["example_value"] for each in region.inputs]
+    return compile_region(region.module(gm), inputs, fake_mode)
 
 
 def _respecialise(

@@ -15,6 +15,7 @@ from srrc.passes.context import Context
 from srrc.passes.emit import emit, emit_tensor, value_of
 from srrc.passes.gating.source import GateSource, emit_gates
 from srrc.passes.rows import FEW_ROWS, rows_of
+from srrc.pathways.attention import Attention
 from srrc.pathways.base import ZERO_COST, Cost, Pathway
 from srrc.pathways.channel import ChannelGroup
 from srrc.pathways.cost import node_cost
@@ -72,15 +73,14 @@ def _row_cost(
 ) -> tuple[float, float] | None:
     """(FLOPs, bytes) of what a row skips with the branch; None where they depend on sizes that only the data decide.
 
-    A linear that shares a gated op with one outside of the branch is computed all the same, and not counted. Few
-    rows share the bytes of each weight; where there are many, as in calibration, the cost is that of decoding one.
+    Not counted is what runs all the same: keys and values, which decoding stores for later tokens whether or not this
+    graph has a cache, and a linear that shares a gated op with one of theirs. Few rows share the bytes of each weight; where there are many, as in calibration, the cost is that of decoding one.
     """
     site = pathway.site
     assert isinstance(site, Branch)
     rows = rows_of(site.entry, context.sizes)
     view = GraphView(gm.graph, context.fqns)
-    shared = _shared_linears(pathway, source, context)
-    skipped = [node for node in pathway.nodes if node not in shared]
+    skipped = _skipped(pathway, source, context)
     total = sum((node_cost(view, node) for node in skipped), start=ZERO_COST)
     sizes = captured_sizes(gm.graph) | {str(symbol): value for symbol, value in context.sizes.items()}
     if rows is None or rows == 0 or not {str(symbol) for symbol in total.symbols} <= sizes.keys():
@@ -97,12 +97,24 @@ def _weights(skipped: list[fx.Node], context: Context) -> dict[fx.Node, None]:
     return dict.fromkeys(read for node in skipped for read in node.all_input_nodes if read.name in context.fqns)
 
 
-def _shared_linears(pathway: Pathway, source: GateSource, context: Context) -> set[fx.Node]:
-    """The branch's linears that a channel gate will put into one op with a linear that is not the branch's own."""
-    inside, found = set(pathway.nodes), set[fx.Node]()
+def _skipped(pathway: Pathway, source: GateSource, context: Context) -> list[fx.Node]:
+    """The branch's nodes that decoding need not run where the gate is closed."""
+    inside = set(pathway.nodes)
+    stored: set[fx.Node] = set()
+    stack = [
+        end
+        for other in context.pathways
+        if isinstance(other.site, Attention) and other.site.node in inside
+        for end in (other.site.k_base, other.site.v_base)
+    ]
+    while stack:
+        node = stack.pop()
+        if node in inside and node not in stored:
+            stored.add(node)
+            stack += node.all_input_nodes
+    inside -= stored
     for other in context.pathways:
         if isinstance(other.site, ChannelGroup) and source.covers(f"channel:{other.place}"):
             nodes = {linear.node for linear in other.site.linears}
-            found |= nodes & inside if not nodes <= inside else set()
-    return found
-
+            inside -= set() if nodes <= inside else nodes
+    return [node for node in pathway.nodes if node in inside]

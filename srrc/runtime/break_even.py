@@ -34,6 +34,43 @@ class GatedCall:
     shape: str = ""
 
 
+@dataclass(frozen=True)
+class BranchCall:
+    """A layer gate as a call that decides, and the region it stands before as one that runs it, on inputs of the
+    right shape. Regions of one `shape` cost the same.
+    """
+
+    decide: Callable[[], object]
+    run: Callable[[], object]
+    gate: Gate
+    shape: str = ""
+
+
+def branch_break_even(
+    calls: Sequence[BranchCall], clock: Callable[[], float] = perf_counter
+) -> dict[str, float]:
+    """Gate id -> the fraction of tokens that must skip the branch before its gate saves time: deciding, which each
+    token pays, over running the region, which the skipped ones do not.
+    """
+    times: list[tuple[list[float], list[float]]] = [([], []) for _ in calls]
+    for _ in range(ROUNDS):
+        for setting in range(2):
+            for call, seen in zip(calls, times, strict=True):
+                act = (call.decide, call.run)[setting]
+                started = clock()
+                act()
+                seen[setting].append(clock() - started)
+    pools: dict[str, list[tuple[float, float]]] = {}
+    for call, (deciding, running) in zip(calls, times, strict=True):
+        pools.setdefault(call.shape, []).append((min(deciding), min(running)))
+    found = {shape: tuple(map(median, zip(*pool, strict=True))) for shape, pool in pools.items()}
+    return {call.gate.id: _share(*found[call.shape]) for call in calls}
+
+
+def _share(deciding: float, running: float) -> float:
+    return min(NEVER, deciding / running) if running > 0 else NEVER
+
+
 def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_counter) -> dict[str, float]:
     """Gate id -> the fraction of units that must be dropped before the gate saves time. Counters end where they were.
 
