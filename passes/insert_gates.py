@@ -5,7 +5,7 @@ A budget is set by writing to the records, so changing it recompiles nothing. Wh
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx
 from torch._subclasses import FakeTensorMode
@@ -51,16 +51,21 @@ class InsertGates:
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
         """Edit `gm` in place."""
         taken: set[fx.Node] = set()
+        source = None if self.source is None else self._at_levels(self.source)
         for kind in dict.fromkeys([*GATED, *(pathway.kind for pathway in context.pathways)]):
             for pathway in (p for p in context.pathways if p.kind == kind):
                 reason = self._refuse(pathway, taken, context)
-                if reason is not None or self.source is None:
+                if reason is not None or source is None:
                     context.refusals.append(Refusal(pathway.place, kind, reason or Reason.NO_BUDGET))
                     continue
-                context.gates += GATED[kind][2](gm, pathway, self.source, context, self.fake_mode)
+                context.gates += GATED[kind][2](gm, pathway, source, context, self.fake_mode)
                 if kind not in AROUND:
                     taken.update(pathway.nodes)
         return gm
+
+    def _at_levels(self, source: GateSource) -> GateSource:
+        """The source without the gates that the options switch off: a branch's cost depends on which there are."""
+        return replace(source, covers=lambda gate: source.covers(gate) and GATED[gate.split(":")[0]][0] in self.levels)
 
     def _refuse(self, pathway: Pathway, taken: set[fx.Node], context: Context) -> Reason | None:
         if pathway.kind not in GATED:

@@ -166,7 +166,7 @@ def test_without_a_source_every_pathway_says_that_no_budget_was_asked_for(captur
     gm.recompile()
     assert gm.code == before
     assert _reasons(graph, "channel") == _reasons(graph, "neuron") == {Reason.NO_BUDGET}
-    assert _reasons(graph, "residual") == {Reason.NOT_GATED_YET}
+    assert _reasons(graph, "residual") == {Reason.NO_BUDGET}
 
 
 def test_a_second_specialisation_shares_the_first_ones_gates(gated, source) -> None:
