@@ -22,16 +22,16 @@ from srrc.pathways.effects import Storage, changes_interpreter, written_argument
 from srrc.pathways.patterns import called_name, is_contraction, is_method, operands
 from srrc.reasons import Reason, Refusal
 
-
 _VIEWS = ("expand", "permute", "squeeze", "t", "transpose", "unsqueeze", "view")
 
 
 @dataclass(frozen=True)
 class Mask:
-    """`node` = where(keep, exit, 0), as a layer gate is put in."""
+    """`node` = where(keep, exit, 0), as a layer gate is put in; `keep` is decided from `entry`."""
 
     node: fx.Node
     keep: fx.Node
+    entry: fx.Node
     exit: fx.Node
 
 
@@ -61,7 +61,7 @@ class Enclose:
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
         """Edit `gm` in place."""
-        masks = [mask for mask in _masks(gm) if has_few_rows(mask.keep.args[0], context.sizes)]
+        masks = [mask for mask in _masks(gm) if has_few_rows(mask.entry, context.sizes)]
         if not masks:
             return gm
         places = {gate.counters.data_ptr(): gate.id.split(":", 1)[1] for gate in context.gates}
@@ -99,7 +99,7 @@ class _Surroundings:
             return Reason.USED_ELSEWHERE, f"nothing leads to {mask.exit.name} alone"
         add = self._addition(mask)
         found = Enclosure(mask, body, None if any(add is other.add for other in others) else add)
-        if found.add is None and value_of(mask.keep.args[0]).shape != value_of(mask.exit).shape:
+        if found.add is None and value_of(mask.entry).shape != value_of(mask.exit).shape:
             return Reason.UNSUPPORTED_SHAPE, "the branch is of another width than the stream"
         writer = self._overwrites(body, found.end)
         if writer is not None:
@@ -115,7 +115,9 @@ class _Surroundings:
         while True:
             inside: set[fx.Node] = set()
             for node in reversed(between):
-                only_here = set(node.users) == {mask.node} if node is mask.exit else inside.issuperset(node.users)
+                only_here = (
+                    set(node.users) == {mask.node} if node is mask.exit else inside.issuperset(node.users)
+                )
                 if node.users and only_here and node not in blocked:
                     inside.add(node)
             stuck = {n for n in inside if any(not _crosses(a) for a in n.all_input_nodes if a not in inside)}
@@ -137,7 +139,7 @@ class _Surroundings:
 
     def _addition(self, mask: Mask) -> fx.Node | None:
         """The sum behind the mask, where what it gives may be the other term itself."""
-        (add,) = mask.node.users if len(mask.node.users) == 1 else (None,)
+        add: fx.Node | None = next(iter(mask.node.users)) if len(mask.node.users) == 1 else None
         terms = None if add is None else operands(add, "add")
         if add is None or terms is None:
             return None
@@ -146,8 +148,9 @@ class _Surroundings:
             return None
         if self._storage.is_written(other) or self._storage.is_written(add):
             return None
-        same = value_of(other).dtype == value_of(add).dtype and value_of(other).shape == value_of(add).shape
-        return add if same else None
+        one, both = value_of(other), value_of(add)
+        fits: bool = one.dtype == both.dtype and one.shape == both.shape
+        return add if fits else None
 
     def _overwrites(self, body: tuple[fx.Node, ...], end: fx.Node) -> fx.Node | None:
         """A node that writes to what the body has read by then: the body cannot move past it. A view reads nothing."""
@@ -165,8 +168,9 @@ class _Surroundings:
 def _masks(gm: fx.GraphModule) -> Iterator[Mask]:
     for keep in gm.graph.find_nodes(op="call_function", target=torch.ops.srr.layer_gate.default):
         for node in keep.users:
-            if node.target is torch.where and isinstance(node.args[1], fx.Node) and node.args[0] is keep:
-                yield Mask(node, keep, node.args[1])
+            entry, end = keep.args[0], node.args[1]
+            if node.target is torch.where and isinstance(entry, fx.Node) and isinstance(end, fx.Node):
+                yield Mask(node, keep, entry, end)
 
 
 def _may_wait(node: fx.Node) -> bool:
@@ -200,11 +204,10 @@ def _other(add: fx.Node, mask: Mask) -> fx.Node:
 
 def _zeros(graph: fx.Graph, mask: Mask, fake_mode: FakeTensorMode) -> fx.Node:
     """Zeros in the shape of the branch's value, made from the stream's: the branch's own is not there to ask."""
-    entry, dtype = mask.keep.args[0], value_of(mask.exit).dtype
-    assert isinstance(entry, fx.Node)
-    node = graph.call_function(torch.zeros_like, (entry,), {"dtype": dtype})
+    dtype = value_of(mask.exit).dtype
+    node = graph.call_function(torch.zeros_like, (mask.entry,), {"dtype": dtype})
     with fake_mode:
-        node.meta["example_value"] = torch.zeros_like(value_of(entry), dtype=dtype)
+        node.meta["example_value"] = torch.zeros_like(value_of(mask.entry), dtype=dtype)
     return node
 
 
@@ -214,7 +217,9 @@ def _subgraph(gm: fx.GraphModule, enclosure: Enclosure) -> tuple[list[fx.Node], 
     if enclosure.add is not None:
         inside.append(enclosure.add)
     own = {*inside, mask.node}
-    read = [each for each in dict.fromkeys(a for node in inside for a in node.all_input_nodes) if each not in own]
+    read = [
+        each for each in dict.fromkeys(a for node in inside for a in node.all_input_nodes) if each not in own
+    ]
     reads = list(dict.fromkeys([*sizes_in(gm, [*read, *inside]), *read]))
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}

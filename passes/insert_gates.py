@@ -65,7 +65,9 @@ class InsertGates:
 
     def _at_levels(self, source: GateSource) -> GateSource:
         """The source without the gates that the options switch off: a branch's cost depends on which there are."""
-        return replace(source, covers=lambda gate: source.covers(gate) and GATED[gate.split(":")[0]][0] in self.levels)
+        return replace(
+            source, covers=lambda gate: source.covers(gate) and GATED[gate.split(":")[0]][0] in self.levels
+        )
 
     def _refuse(self, pathway: Pathway, taken: set[fx.Node], context: Context) -> Reason | None:
         if pathway.kind not in GATED:

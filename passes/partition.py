@@ -73,7 +73,8 @@ def partition(gm: fx.GraphModule, cuts: Iterable[fx.Node]) -> list[Region]:
     regions = [make_region(gm, nodes) for nodes in slices if nodes]
     found: list[Region] = []
     for gated, run in itertools.groupby(regions, key=lambda region: region.condition is not None):
-        groups = [[region] for region in run] if gated else group_repeats([*run], key=lambda region: region.key)
+        alike = [*run]
+        groups = [[r] for r in alike] if gated else group_repeats(alike, key=lambda region: region.key)
         for group in groups:
             merged = [node for region in group for node in region.nodes]
             found.append(make_region(gm, merged) if len(group) > 1 else group[0])

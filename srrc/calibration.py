@@ -153,7 +153,9 @@ def _without_useless_layers(profile: Profile) -> Profile:
     """
     taken = plan(profile, max_drift=USEFUL_DRIFT).fractions
     gates = {
-        name: gate for name, gate in profile.gates.items() if gate.kind != "residual" or taken.get(name, 0.0) > 0
+        name: gate
+        for name, gate in profile.gates.items()
+        if gate.kind != "residual" or taken.get(name, 0.0) > 0
     }
     held = {name: vector for name, vector in profile.vectors.items() if name.rsplit("/", 1)[0] in gates}
     return replace(profile, gates=gates, vectors=held)

@@ -101,7 +101,8 @@ def calibrate(
     ] = None,
     text: Annotated[list[Path] | None, typer.Option(help="a file of text; may be given again")] = None,
     layers: Annotated[
-        bool, typer.Option("--layers", help="measure gates on whole branches too; small models never use them")
+        bool,
+        typer.Option("--layers", help="measure gates on whole branches too; small models never use them"),
     ] = False,
     dtype: Dtype = "float32",
     as_json: Json = False,

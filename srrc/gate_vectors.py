@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from srrc.gated_model import GatedModel
+from srrc.passes.gating.residual import unfit
 from srrc.passes.gating.source import GateSource
 from srrc.pathways.base import Linear, Pathway
 from srrc.pathways.neuron import Mlp
@@ -45,7 +46,7 @@ def gate_vectors(
             mean = _Mean(site.up)
             looks.setdefault(site.up.node, []).append(_tail(mean.add, skip_first))
             finish.append(functools.partial(_neuron, gated, pathway, mean))
-        elif layers and isinstance(site, Branch):
+        elif layers and isinstance(site, Branch) and unfit(site) is None:
             fit = ProbeFit(int(site.entry.meta["example_value"].shape[-1]))
             for part, node in (("entry", site.entry), ("exit", site.exit), ("stream", site.stream)):
                 see = functools.partial(fit.see, part)

@@ -1,5 +1,6 @@
 """The gated ops of a graph as calls that can be made by themselves, with the model's own weights."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,8 @@ def gated_calls(gates: Sequence[Gate], values: Values) -> list[GatedCall]:
         if not str(node.target).startswith("srr.") or not records or node.target is _LAYER_GATE:
             continue
         own = [gate for gate in gates if any(_within(gate.record, record) for record in records)]
-        arguments = fx.map_arg(node.args, lambda n, outer=outer: values.of(n, outer))
+        arguments = fx.map_arg(node.args, functools.partial(values.of, outer=outer))
+        assert callable(node.target)
         calls.append(GatedCall(_bind(node.target, arguments), own, _shape(node.target, arguments)))
     return calls
 

@@ -77,7 +77,7 @@ class LowerDense:
 
 
 def _apart(linears: tuple[Linear, ...], context: Context) -> list[tuple[Linear, ...]]:
-    """Linears in as many calls as there are gated branches they belong to: one that is left out takes no other along."""
+    """Linears in one call for each gated branch they belong to: one that is left out takes no other along."""
     gated = {gate.id for gate in context.gates}
     branches = [p for p in context.pathways if p.kind == "residual" and f"residual:{p.place}" in gated]
     groups: dict[tuple[str, ...], list[Linear]] = {}

@@ -38,11 +38,11 @@ def insert(
     assert isinstance(site, Branch)
     (gate_id,) = gate_ids(pathway)
     probe = source.vectors.get(f"{gate_id}/probe")
-    cost = _row_cost(gm, pathway, source, context)
-    reason = Reason.NO_PROFILE if probe is None else _unfit(site, probe)
-    if reason is not None or probe is None or cost is None:
-        context.refusals.append(Refusal(pathway.place, "residual", reason or Reason.UNKNOWN_STRUCTURE))
-        return []
+    if probe is None:
+        return _refused(context, pathway, Reason.NO_PROFILE)
+    cost = _row_cost(gm, pathway, source, context) if unfit(site) is None else None
+    if cost is None or value_of(site.entry).shape[-1] != len(probe) - 1:
+        return _refused(context, pathway, Reason.UNSUPPORTED_SHAPE)
     with gm.graph.inserting_before(_first_after_entry(gm, pathway, site)):
         held = emit_gates(gm, gate_id, site.entry, 1, context, fake_mode)
         held_probe = emit_tensor(gm, f"{held.name}_probe", probe, fake_mode)
@@ -55,11 +55,21 @@ def insert(
     return [dataclasses.replace(held.gate(gate_id, 0, flops, size), overhead=4.0 * (len(probe) - 1))]
 
 
-def _unfit(site: Branch, probe: torch.Tensor) -> Reason | None:
+def _refused(context: Context, pathway: Pathway, reason: Reason) -> list[Gate]:
+    context.refusals.append(Refusal(pathway.place, "residual", reason))
+    return []
+
+
+def unfit(site: Branch) -> Reason | None:
+    """Why a gate cannot read this branch's stream row by row, or None where it can."""
     entry, end = value_of(site.entry), value_of(site.exit)
-    if not isinstance(entry, torch.Tensor) or entry.shape[:-1] != end.shape[:-1]:
-        return Reason.UNSUPPORTED_SHAPE  # the branch's rows are not the stream's
-    return None if entry.shape[-1] == len(probe) - 1 else Reason.UNSUPPORTED_SHAPE
+    if (
+        not isinstance(entry, torch.Tensor)
+        or not isinstance(entry.shape[-1], int)
+        or not 2 <= entry.dim() <= 3
+    ):
+        return Reason.UNSUPPORTED_SHAPE  # an image's rows are no tokens
+    return None if entry.shape[:-1] == end.shape[:-1] else Reason.UNSUPPORTED_SHAPE
 
 
 def _first_after_entry(gm: fx.GraphModule, pathway: Pathway, site: Branch) -> fx.Node:
@@ -73,8 +83,9 @@ def _row_cost(
 ) -> tuple[float, float] | None:
     """(FLOPs, bytes) of what a row skips with the branch; None where they depend on sizes that only the data decide.
 
-    Not counted is what runs all the same: keys and values, which decoding stores for later tokens whether or not this
-    graph has a cache, and a linear that shares a gated op with one of theirs. Few rows share the bytes of each weight; where there are many, as in calibration, the cost is that of decoding one.
+    Not counted is what runs all the same: keys and values, which decoding stores for later tokens whether or not
+    this graph has a cache, and a linear that shares a gated op with one of theirs. Few rows share the bytes of each
+    weight; where there are many, as in calibration, the cost is that of decoding one.
     """
     site = pathway.site
     assert isinstance(site, Branch)
@@ -94,7 +105,9 @@ def _row_cost(
 
 
 def _weights(skipped: list[fx.Node], context: Context) -> dict[fx.Node, None]:
-    return dict.fromkeys(read for node in skipped for read in node.all_input_nodes if read.name in context.fqns)
+    return dict.fromkeys(
+        read for node in skipped for read in node.all_input_nodes if read.name in context.fqns
+    )
 
 
 def _skipped(pathway: Pathway, source: GateSource, context: Context) -> list[fx.Node]:

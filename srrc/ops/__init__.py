@@ -4,6 +4,22 @@ Each file holds the schema, the reference in plain PyTorch (the truth that every
 the fake and the gradient. A backend registers kernels for the same names when it is first used.
 """
 
-from srrc.ops import channel_linear, decode_attention, dense_linear, dense_mlp, layer_gate, neuron_mlp, vocab_head
+from srrc.ops import (
+    channel_linear,
+    decode_attention,
+    dense_linear,
+    dense_mlp,
+    layer_gate,
+    neuron_mlp,
+    vocab_head,
+)
 
-__all__ = ["channel_linear", "decode_attention", "dense_linear", "dense_mlp", "layer_gate", "neuron_mlp", "vocab_head"]
+__all__ = [
+    "channel_linear",
+    "decode_attention",
+    "dense_linear",
+    "dense_mlp",
+    "layer_gate",
+    "neuron_mlp",
+    "vocab_head",
+]

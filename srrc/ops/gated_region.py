@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 
 
-def gated_region(
-    keep: Tensor, subgraph: Callable[..., Tensor], bypass: Tensor, *operands: object
-) -> Tensor:
+def gated_region(keep: Tensor, subgraph: Callable[..., Tensor], bypass: Tensor, *operands: object) -> Tensor:
     """`subgraph(*operands)` for the rows that are kept, `bypass` for the others.
 
     keep bool [..., 1]; bypass and what the subgraph gives [..., H], of one dtype. Up to `gate.MAX_ROWS` rows decide

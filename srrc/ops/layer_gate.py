@@ -34,9 +34,7 @@ def fake(x: Tensor, probe: Tensor, gate: Tensor, counters: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], 1), dtype=torch.bool)
 
 
-def backward(
-    grad: Tensor, needs: Needs, *, x: Tensor, probe: Tensor, gate: Tensor, counters: None
-) -> Grads:
+def backward(grad: Tensor, needs: Needs, *, x: Tensor, probe: Tensor, gate: Tensor, counters: None) -> Grads:
     """A decision has no gradient."""
     return {}
 

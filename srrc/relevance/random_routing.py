@@ -21,8 +21,8 @@ either way, moves a unit by a fortieth of the range."""
 def randomised(profile: Profile, seed: int = 0) -> Profile:
     """A profile whose gates choose by lot, with the curves (so the fractions per budget) of `profile`.
 
-    Gates whose score has no norm of its own (the vocabulary's, branches') are left out. The predicted drift of its plans means
-    nothing.
+    Gates whose score has no norm of its own (the vocabulary's, branches') are left out. The predicted drift of
+    its plans means nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     gates: dict[str, GateProfile] = {}

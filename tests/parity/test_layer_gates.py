@@ -1,4 +1,4 @@
-"""Layer gates in compiled models: an open one changes nothing, a closed one leaves its branch out and its cache full."""
+"""Layer gates in compiled models: an open one changes nothing, a closed one leaves its branch out, its cache full."""
 
 import copy
 from collections.abc import Iterator
@@ -147,7 +147,9 @@ def test_a_closed_gate_leaves_its_branch_out_and_fills_its_cache(
     torch.testing.assert_close(ours, theirs)
     same_caches(cache, expected)
     assert cache.layers[1].keys[:, :, :7].abs().min() > 0
-    assert not torch.allclose(ours[-1], dense[-1], atol=1e-2), "the branch matters so little that nothing is tested"
+    assert not torch.allclose(ours[-1], dense[-1], atol=1e-2), (
+        "the branch matters so little that nothing is tested"
+    )
     counted = srrc.stats(llama.model)
     for gate, found in counted["gates"].items():
         closed = gate.split(":")[1] in left_out
@@ -224,7 +226,10 @@ def test_rows_of_a_batch_run_together() -> None:
 
 
 def test_parallel_branches_are_left_out_apart() -> None:
-    forms = ("gpt_neox.layers.{}.input_layernorm.weight", "gpt_neox.layers.{}.post_attention_layernorm.weight")
+    forms = (
+        "gpt_neox.layers.{}.input_layernorm.weight",
+        "gpt_neox.layers.{}.post_attention_layernorm.weight",
+    )
     model = Model("gpt-neox", [form.format(layer) for layer in range(2) for form in forms])
     torch.testing.assert_close(model.decode(model.model)[0], model.decode(model.eager)[0])
     assert compiled_graphs(model.model)[-1].source.count("if runs(") == 4

@@ -82,7 +82,9 @@ def gated(capture, source) -> Insert:
         mode = next(node.meta["example_value"] for node in gm.graph.nodes).fake_mode
         generator = torch.Generator().manual_seed(0)
         vectors = {
-            f"residual:{p.place}/probe": torch.randn(p.site.entry.meta["example_value"].shape[-1] + 1, generator=generator)
+            f"residual:{p.place}/probe": torch.randn(
+                p.site.entry.meta["example_value"].shape[-1] + 1, generator=generator
+            )
             for p in graph.of("residual")
         }
         InsertGates(source(graph, vectors=vectors, **options), levels, mode)(gm, graph.context)
