@@ -85,7 +85,7 @@ class _Surroundings:
 
     def __init__(self, gm: fx.GraphModule) -> None:
         self._gm = gm
-        self._nodes = tuple(gm.graph.nodes)
+        self._nodes: tuple[fx.Node, ...] = tuple(gm.graph.nodes)
         self._order = {node: index for index, node in enumerate(self._nodes)}
         self._storage = Storage(self._nodes)
         self._ends = set(may_end([n for n in self._nodes if n.op not in {"placeholder", "output"}]))
@@ -139,7 +139,7 @@ class _Surroundings:
 
     def _addition(self, mask: Mask) -> fx.Node | None:
         """The sum behind the mask, where what it gives may be the other term itself."""
-        add: fx.Node | None = next(iter(mask.node.users)) if len(mask.node.users) == 1 else None
+        add = next(iter(mask.node.users)) if len(mask.node.users) == 1 else None
         terms = None if add is None else operands(add, "add")
         if add is None or terms is None:
             return None
@@ -149,8 +149,7 @@ class _Surroundings:
         if self._storage.is_written(other) or self._storage.is_written(add):
             return None
         one, both = value_of(other), value_of(add)
-        fits: bool = one.dtype == both.dtype and one.shape == both.shape
-        return add if fits else None
+        return add if one.dtype == both.dtype and one.shape == both.shape else None
 
     def _overwrites(self, body: tuple[fx.Node, ...], end: fx.Node) -> fx.Node | None:
         """A node that writes to what the body has read by then: the body cannot move past it. A view reads nothing."""

@@ -127,7 +127,9 @@ def test_calibrate_writes_what_the_library_measured(
             path.write_text("profile")
 
     seen: list[list[str]] = []
-    monkeypatch.setattr("srrc.calibrate", lambda _m, _t, texts: seen.append(texts) or Made(), raising=False)
+    monkeypatch.setattr(
+        "srrc.calibrate", lambda _m, _t, texts, layers: seen.append(texts) or Made(), raising=False
+    )
     (tmp_path / "text").write_text("some text")
     out = tmp_path / "x.srr"
     result = run("calibrate", tiny_llama, "-o", str(out), "--text", str(tmp_path / "text"), "--json")

@@ -63,11 +63,7 @@ def _refused(context: Context, pathway: Pathway, reason: Reason) -> list[Gate]:
 def unfit(site: Branch) -> Reason | None:
     """Why a gate cannot read this branch's stream row by row, or None where it can."""
     entry, end = value_of(site.entry), value_of(site.exit)
-    if (
-        not isinstance(entry, torch.Tensor)
-        or not isinstance(entry.shape[-1], int)
-        or not 2 <= entry.dim() <= 3
-    ):
+    if isinstance(entry.shape[-1], torch.SymInt) or not 2 <= entry.dim() <= 3:
         return Reason.UNSUPPORTED_SHAPE  # an image's rows are no tokens
     return None if entry.shape[:-1] == end.shape[:-1] else Reason.UNSUPPORTED_SHAPE
 

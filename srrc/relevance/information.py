@@ -140,7 +140,7 @@ def intervene(
             if done(place.gate.id):
                 continue
             _respond(replay, values, place, entry, settings)
-            entry.at = entry.at or _past_the_free(entry.response, _measured_at(place, settings.measured))
+            entry.at = entry.at or _measured_at(place, entry, settings.measured)
             drifts = []
             for fraction in entry.at:
                 record = (_at(entry.quantiles, fraction), float(_between(entry.kept_low, fraction)))
@@ -187,12 +187,11 @@ def curve(entry: Measured) -> tuple[Tensor, Tensor]:
     return drift.float(), (drift * relative).float()
 
 
-def _measured_at(place: Place, measured: Sequence[float]) -> Sequence[float]:
-    if place.gate.id.startswith("vocab:"):
-        return _late(measured)
+def _measured_at(place: Place, entry: Measured, measured: Sequence[float]) -> tuple[float, ...]:
     if place.gate.id.startswith("residual:"):
         return BRANCH_FRACTIONS if len(measured) > 1 else BRANCH_FRACTIONS[1:2]
-    return measured
+    is_head = place.gate.id.startswith("vocab:")
+    return _past_the_free(entry.response, _late(measured) if is_head else measured)
 
 
 def _late(measured: Sequence[float]) -> tuple[float, ...]:
@@ -248,11 +247,9 @@ def _respond(replay: Replay, values: Values, place: Place, entry: Measured, sett
 
 def _respond_as_predicted(score: Tensor, entry: Measured) -> None:
     """For a branch, one unit a row. Response: the energy, relative to the stream's, that the dropped rows' branches
-    are predicted to add, from the first batch. No fraction kept is outside of what was calibrated: 0 and 1 both are.
+    are predicted to add. A row keeps all or nothing, and neither is outside of what was calibrated.
     """
     entry.kept_low.zero_()
-    if entry.drifts:
-        return
     for index, fraction in enumerate(FRACTIONS[1:], 1):
         dropped = score[score <= _at(entry.quantiles, fraction)]
         entry.response[index] += float(dropped.double().square().sum())

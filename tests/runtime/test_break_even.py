@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from srrc.runtime.break_even import NEVER, GatedCall, break_even, crossing
+from srrc.runtime.break_even import NEVER, BranchCall, GatedCall, branch_break_even, break_even, crossing
 from srrc.runtime.gates import Gate
 
 
@@ -57,3 +57,24 @@ def test_records_and_counters_end_where_they_were():
     break_even([GatedCall(op(Clock(), own, 1e-7, 0.0), [own], "own")])
     assert own.record.tolist() == [0.5, 0.25]
     assert own.counters.tolist() == [7, 5, 1]
+
+
+def test_a_branch_pays_from_what_deciding_costs_of_running_it():
+    clock = Clock()
+
+    def taking(seconds: float):
+        def act() -> None:
+            clock.now += seconds
+
+        return act
+
+    one, other, dear = gate("one"), gate("other"), gate("dear")
+    calls = [
+        BranchCall(taking(2e-6), taking(1e-5), one, "same"),
+        BranchCall(taking(4e-6), taking(1e-5), other, "same"),
+        BranchCall(taking(2e-6), taking(1e-6), dear, "alone"),
+    ]
+    found = branch_break_even(calls, clock)
+    assert found["one"] == found["other"] == pytest.approx(0.3)  # equal regions are measured together
+    assert found["dear"] == NEVER
+    assert one.counters.tolist() == [7, 5, 1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from srrc.passes.partition import Region, partition
-from srrc.runtime.driver import Driver, Step, build_driver
+from srrc.runtime.driver import Condition, Driver, Step, build_driver
 
 
 def _driver(function: Callable[..., Any], *cuts: str) -> tuple[fx.GraphModule, list[Region], Driver]:
@@ -137,3 +137,57 @@ def test_the_code_can_be_read_in_a_traceback() -> None:
         driver.run(torch.ones(1))
     frame = caught.traceback[1]
     assert "r0(a0)" in linecache.getline(str(frame.frame.code.raw.co_filename), frame.lineno + 1)
+
+
+def test_a_step_with_a_condition_runs_or_hands_on_its_bypass() -> None:
+    def function(keep: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor]:
+        c = a + b
+        return (c * b + a,)
+
+    gm = fx.symbolic_trace(function)
+    keep, a, b, c, product, total, _ = gm.graph.nodes
+    calls: list[int] = []
+
+    def multiply(x: Tensor, y: Tensor) -> tuple[Tensor]:
+        calls.append(1)
+        return (x * y,)
+
+    steps = [
+        Step(lambda x, y: (x + y,), (a, b), (c,)),
+        Step(multiply, (c, b), (product,), Condition(keep, c)),
+        Step(lambda x, y: (x + y,), (product, a), (total,)),
+    ]
+    driver = build_driver(gm, steps)
+    x, y = torch.randn(3), torch.randn(3)
+    for kept, ran in (([True], 1), ([True, True], 2), ([False], 2), ([False, False], 2), ([False, True], 3)):
+        (found,) = driver.run(torch.tensor(kept), x, y)
+        assert len(calls) == ran
+        assert torch.equal(found, (x + y) * y + x if any(kept) else x + y + x)
+    assert "if runs(a0):" in driver.source
+
+
+def test_a_condition_and_its_bypass_are_kept_until_they_are_read() -> None:
+    def function(a: Tensor) -> tuple[Tensor]:
+        return ((a + 1) * ((a > 0) + a),)
+
+    gm = fx.symbolic_trace(function)
+    a, plus, keep, both, product, _ = gm.graph.nodes
+    dropped: list[weakref.ref[Tensor]] = []
+
+    def three(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        made = (x + 1, (x > 0).any(), x + 2)
+        dropped.extend(map(weakref.ref, made))
+        return made
+
+    steps = [
+        Step(three, (a,), (plus, keep, both)),
+        Step(lambda x: (2 * x,), (plus,), (product,), Condition(keep, both)),
+    ]
+    driver = build_driver(gm, steps)
+    (found,) = driver.run(-torch.ones(2))
+    assert torch.equal(found, torch.ones(2))
+    assert [reference() is None for reference in dropped] == [True, True, False], (
+        "the bypass is the result itself"
+    )
+    (found,) = driver.run(torch.ones(2))
+    assert torch.equal(found, 4 * torch.ones(2))
