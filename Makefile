@@ -4,8 +4,9 @@ BIN := $(VENV)/bin
 # Arguments for pip that only the installation of torch gets, such as another index.
 TORCH_ARGS ?=
 JOBS ?= 2
-# Two workers with one thread each keep two cores busier than one worker with two.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+# Two workers with one thread each keep two cores busier than one worker with two. One that dies ends the run:
+# xdist may wait for ever for those it starts in its place.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --max-worker-restart=0
 
 .DEFAULT_GOAL := help
 .PHONY: help install test test-all lint types imports format demo bench clean build/tree

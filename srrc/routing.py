@@ -53,25 +53,36 @@ def route(graph: CompiledGraph, profile: Profile) -> None:
     options = graph.options
 
     def replan(budget: float | None) -> Plan:
-        plan = controller.plan(profile, budget=budget, max_drift=options.max_drift)
-        return without_losses(plan, graph.break_even)
+        return plan_that_pays(profile, budget, options.max_drift, graph.break_even)
 
     graph.replan = replan
     graph.plan = replan(options.budget)
     set_records(graph.gates, graph.plan.thresholds)
 
 
-def without_losses(plan: Plan, break_even: Mapping[str, float]) -> Plan:
-    """The plan with those gates left open that drop too little to save time on this machine.
+def plan_that_pays(
+    profile: Profile, budget: float | None, max_drift: float | None, break_even: Mapping[str, float]
+) -> Plan:
+    """The controller's plan, without gates that would drop too little to save time on this machine.
 
     break_even: gate id -> fraction dropped from which on the gate saves time, as measured
+    What those gates would have saved is asked of the others, so the budget holds; the next plan may ask too little of
+    another one, and so on until every gate pays.
     """
-    losing = {gate for gate, fraction in plan.fractions.items() if fraction <= break_even.get(gate, 0.0)}
-    thresholds = {
-        phase: {gate: record for gate, record in records.items() if gate not in losing}
-        for phase, records in plan.thresholds.items()
-    }
-    return dataclasses.replace(plan, thresholds=thresholds, reverted=frozenset(losing))
+    losing: set[str] = set()
+    phases = controller.default_phases(profile)
+    while True:
+        plan = controller.plan(profile, budget=budget, max_drift=max_drift, phases=phases)
+        found = {gate for gate, fraction in plan.fractions.items() if fraction <= break_even.get(gate, 0.0)}
+        if not found:
+            return dataclasses.replace(plan, reverted=frozenset(losing))
+        losing |= found
+        phases = {
+            name: dataclasses.replace(
+                phase, gates={gate: cost for gate, cost in phase.gates.items() if gate not in losing}
+            )
+            for name, phase in phases.items()
+        }
 
 
 def guard_weights(

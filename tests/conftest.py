@@ -1,4 +1,4 @@
-"""Graphs as Dynamo captures them, for the tests that look at graphs."""
+"""Graphs as Dynamo captures them, and the native kernels for each instruction set that this machine runs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,12 +8,36 @@ import pytest
 import torch
 from torch import fx, nn
 
+from srrc.backends.cpu import build, toolchain
+from srrc.backends.cpu.toolchain import CAPABILITIES, Capability
 from srrc.passes.capture import parameter_names
 from srrc.passes.context import Context
 from srrc.passes.find_pathways import FindPathways
 from srrc.passes.normalise import Normalise
 from srrc.pathways.base import Pathway
 from srrc.pathways.graph_view import GraphView
+
+WIDE = "wide"
+"""Vectors as wide as AVX-512's, made of whatever this machine has: the same code, testable everywhere."""
+
+BEST = toolchain.detect_capability()
+RUNNABLE = list(CAPABILITIES)[: list(CAPABILITIES).index(BEST) + 1]
+
+
+@pytest.fixture(scope="module", params=RUNNABLE if BEST == "avx512" else [*RUNNABLE, WIDE])
+def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The name of the instruction set whose kernels serve the ops while the module's tests run."""
+    name = request.param
+    if not build.ensure_built():
+        pytest.skip(f"no native kernels: {build.refusal()}")
+    patch = pytest.MonkeyPatch()
+    patch.setitem(CAPABILITIES, WIDE, Capability(CAPABILITIES[BEST].flags, 64))
+    used = build.capability()
+    build.use_capability(name)
+    yield name
+    patch.undo()
+    assert used is not None
+    build.use_capability(used)
 
 
 @dataclass

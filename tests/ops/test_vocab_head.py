@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from srrc.backends.cpu import build
 from srrc.ops import vocab_head
 from srrc.ops.vocab_head import SCALE_BLOCK
 
@@ -79,20 +78,6 @@ def make(
         gate=torch.tensor([threshold, min_kept]),
         exact=exact,
     )
-
-
-@pytest.fixture(scope="module", params=["portable", "avx2", "avx512"])
-def kernels(request):
-    """The native kernels of one instruction set, in use."""
-    if not build.ensure_built():
-        pytest.skip("no native kernels on this machine")
-    before = build.capability()
-    order = list(build.CAPABILITIES)
-    if order.index(request.param) > order.index(before):
-        pytest.skip(f"no {request.param} on this machine")
-    build.use_capability(request.param)
-    yield request.param
-    build.use_capability(before)
 
 
 def test_reference_written_out():

@@ -1,37 +1,10 @@
-"""The native kernels for each instruction set that this machine runs, and how good a result must be."""
+"""How good a result must be."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-
-from srrc.backends.cpu import build, toolchain
-from srrc.backends.cpu.toolchain import CAPABILITIES, Capability
-
-WIDE = "wide"
-"""Vectors as wide as AVX-512's, made of whatever this machine has: the same code, testable everywhere."""
-
-
-BEST = toolchain.detect_capability()
-RUNNABLE = list(CAPABILITIES)[: list(CAPABILITIES).index(BEST) + 1]
-
-
-@pytest.fixture(scope="session", params=RUNNABLE if BEST == "avx512" else [*RUNNABLE, WIDE])
-def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The name of the instruction set whose kernels serve the ops meanwhile."""
-    name = request.param
-    if not build.ensure_built():
-        pytest.skip(f"no native kernels: {build.refusal()}")
-    patch = pytest.MonkeyPatch()
-    patch.setitem(CAPABILITIES, WIDE, Capability(CAPABILITIES[BEST].flags, 64))
-    used = build.capability()
-    build.use_capability(name)
-    yield name
-    patch.undo()
-    assert used is not None
-    build.use_capability(used)
-
 
 Judge = Callable[..., None]
 
