@@ -85,10 +85,14 @@ def plan(
 
 
 def default_phases(profile: Profile) -> dict[str, PhaseCost]:
-    """Decoding one row, with the profile's own costs; the dense cost is that of what its gates stand on."""
+    """Decoding one row, with the profile's own costs; the dense cost is that of what its gates stand on.
+
+    A gate on a branch stands around others, on the same work: it counts only where there are no others.
+    """
     gates = {name: gate.cost for name, gate in profile.gates.items()}
-    flops = sum(cost.units * cost.flops for cost in gates.values())
-    size = sum(cost.units * cost.bytes + cost.spared_bytes for cost in gates.values())
+    inner = [gate.cost for gate in profile.gates.values() if gate.kind != "residual"] or [*gates.values()]
+    flops = sum(cost.units * cost.flops for cost in inner)
+    size = sum(cost.units * cost.bytes + cost.spared_bytes for cost in inner)
     return {"decode": PhaseCost(flops, size, gates)}
 
 
