@@ -143,6 +143,7 @@ def _calibrate(
     gates = measure_gates(
         replay, calls, gated.output, settings, key=key, path=path, progress=lambda gate: bar(0, gate)
     )
+    gates = {name: replace(gate, around=gated.around.get(name, "")) for name, gate in gates.items()}
     profile = _without_useless_layers(Profile(gates, samples, _describe(model), texts, vectors=vectors))
     return replace(profile, joint=_joint(profile, replay, _Calls(gated, inputs.joint), gated, settings, bar))
 

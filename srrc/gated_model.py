@@ -14,8 +14,9 @@ from srrc.options import LEVELS
 from srrc.passes.base import Pass
 from srrc.passes.context import Context
 from srrc.passes.find_pathways import FindPathways
+from srrc.passes.gating.residual import skipped_nodes
 from srrc.passes.gating.source import GateSource
-from srrc.passes.insert_gates import InsertGates
+from srrc.passes.insert_gates import AROUND, GATED, InsertGates
 from srrc.passes.normalise import Normalise
 from srrc.passes.pipeline import run_passes
 from srrc.pathways.base import Pathway
@@ -29,7 +30,8 @@ class GatedModel:
     """A model captured as one graph, and how to get the graph's arguments from the model's inputs.
 
     base:     the normalised graph without gates; `pathways` in it
-    gm:       the graph with gates, once `insert` was called; `gates` are those that are covered
+    gm:       the graph with gates, once `insert` was called; `gates` are those that are covered, `around` tells of
+              those inside of a layer gate's branch which it is, by gate id
     weights:  placeholder name -> parameter
     how:      whether the output whose drift counts is logits or other values
     Raises ModelError where Dynamo breaks the model into several graphs, or where the output is no output of
@@ -41,6 +43,7 @@ class GatedModel:
         self.pathways: Sequence[Pathway] = ()
         self.weights: Mapping[str, Tensor] = {}
         self.gates: Sequence[GateLike] = ()
+        self.around: Mapping[str, str] = {}
         self._captured: Capture | None = None
         self._arguments: Sequence[Any] = ()
         self._outputs: Sequence[Any] = ()
@@ -58,6 +61,7 @@ class GatedModel:
         gating = InsertGates(source, LEVELS, self._captured.fake_mode)
         self.gm = self._pass((Normalise(), FindPathways(), gating), context)
         self.gates = [gate for gate in context.gates if covers(gate.id)]
+        self.around = _around(source, context)
 
     def arguments(self, inputs: Any) -> Sequence[Any]:
         """The graph's arguments for one call of the model.
@@ -106,6 +110,21 @@ class GatedModel:
         assert self._captured is not None
         gm = self._captured.gm
         return run_passes(passes, fx.GraphModule(gm, copy_graph(gm.graph)), context)
+
+
+def _around(source: GateSource, context: Context) -> dict[str, str]:
+    """Gate id -> id of the layer gate in whose branch it stands."""
+    found: dict[str, str] = {}
+    gated = {gate.id for gate in context.gates}
+    for branch in context.pathways:
+        outer = f"residual:{branch.place}"
+        if branch.kind != "residual" or outer not in gated:
+            continue
+        inside = set(skipped_nodes(branch, source, context))
+        for pathway in context.pathways:
+            if pathway.kind in GATED and pathway.kind not in AROUND and inside.issuperset(pathway.nodes):
+                found |= dict.fromkeys(GATED[pathway.kind][1](pathway), outer)
+    return found
 
 
 def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -64,6 +64,7 @@ class GateProfile:
     kept_low:  [P] smallest fraction of units that a row kept (but for a few rows in a thousand)
     scale:     typical |input| behind the score: geometric mean of score / norm
     cost:      as it was at calibration; a plan may be made with others (another dtype)
+    around:    id of the gate that it stands inside of, "" for none: where that one drops a row, this one saves nothing
     """
 
     id: str
@@ -74,6 +75,7 @@ class GateProfile:
     kept_low: Tensor
     cost: GateCost
     scale: float = 1.0
+    around: str = ""
 
     @property
     def kind(self) -> str:
@@ -204,7 +206,10 @@ def _encode(profile: Profile) -> tuple[dict[str, Tensor], dict[str, str]]:
         "srrc": version("srrc"),
         "model": profile.model,
         "texts": profile.texts,
-        "gates": [{"id": gate.id, "scale": gate.scale, "cost": asdict(gate.cost)} for gate in gates],
+        "gates": [
+            {"id": gate.id, "scale": gate.scale, "cost": asdict(gate.cost), "around": gate.around}
+            for gate in gates
+        ],
         "joint": [asdict(point) for point in profile.joint],
         "samples": [
             {"name": s.name, "shape": s.shape, "dtype": s.dtype, "count": len(s.values)}
@@ -239,7 +244,8 @@ def _decode(path: Path, tensors: Mapping[str, Tensor], described: Mapping[str, A
 def _gate(tensors: Mapping[str, Tensor], index: int, entry: Mapping[str, Any]) -> GateProfile:
     names = ("quantiles", "fractions", "drift", "error", "kept_low")
     held = {name: tensors[f"gate/{index}/{name}"] for name in names}
-    return GateProfile(id=entry["id"], scale=float(entry["scale"]), cost=GateCost(**entry["cost"]), **held)
+    cost, around = GateCost(**entry["cost"]), str(entry.get("around", ""))
+    return GateProfile(id=entry["id"], scale=float(entry["scale"]), cost=cost, around=around, **held)
 
 
 def _samples(values: Tensor, entries: Sequence[Mapping[str, Any]]) -> tuple[fingerprint.Sample, ...]:

@@ -141,6 +141,12 @@ def test_layer_gates_come_when_asked_for(layered: tuple[nn.Module, Profile]) -> 
         assert gate.kept_low.max() == 0, "a row may be left out"
         assert profile.vectors[f"{name}/probe"].shape == (65,)
         assert gate.threshold(0.5) > 0
+    around = {gate.id: gate.around for gate in profile.gates.values()}
+    for layer in range(2):
+        branch = f"residual:model.layers.{layer}.post_attention_layernorm.weight"
+        assert around[f"neuron:model.layers.{layer}.mlp.gate_proj.weight/down"] == branch
+        # Keys share an op with queries, and are stored for later tokens.
+        assert around[f"channel:model.layers.{layer}.self_attn.q_proj.weight"] == ""
     mlp = next(gate for name, gate in gates.items() if "post_attention" in name)
     assert mlp.cost.flops == 2 * 3 * 64 * 128
     assert mlp.cost.bytes == pytest.approx(4 * 3 * 64 * 128, rel=0.05)

@@ -87,7 +87,7 @@ def _row_cost(
     assert isinstance(site, Branch)
     rows = rows_of(site.entry, context.sizes)
     view = GraphView(gm.graph, context.fqns)
-    skipped = _skipped(pathway, source, context)
+    skipped = skipped_nodes(pathway, source, context)
     total = sum((node_cost(view, node) for node in skipped), start=ZERO_COST)
     sizes = captured_sizes(gm.graph) | {str(symbol): value for symbol, value in context.sizes.items()}
     if rows is None or rows == 0 or not {str(symbol) for symbol in total.symbols} <= sizes.keys():
@@ -106,7 +106,7 @@ def _weights(skipped: list[fx.Node], context: Context) -> dict[fx.Node, None]:
     )
 
 
-def _skipped(pathway: Pathway, source: GateSource, context: Context) -> list[fx.Node]:
+def skipped_nodes(pathway: Pathway, source: GateSource, context: Context) -> list[fx.Node]:
     """The branch's nodes that decoding need not run where the gate is closed."""
     inside = set(pathway.nodes)
     stored: set[fx.Node] = set()

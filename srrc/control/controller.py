@@ -17,6 +17,9 @@ from srrc.profile import GateCost, GateProfile, Profile
 
 _SLACK = 1e-12
 
+_HALVINGS = 40
+"""Steps to the sum of savings that gives the wanted one where some gates stand inside others."""
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -68,13 +71,13 @@ def plan(
     thresholds = {name: _records(profile, chosen.get(name)) for name in phases}
     allocation = chosen.get("decode") or next(iter(chosen.values()), Allocation({}, {}, 0.0))
     phase = phases.get("decode") or next(iter(phases.values()), PhaseCost(0.0, 0.0, {}))
-    flops, size = _shares(allocation.points, phase)
+    flops, size = _shares(profile, allocation.points, phase)
     return Plan(
         budget=budget,
         max_drift=max_drift,
         thresholds=thresholds,
         fractions={gate: point.fraction for gate, point in allocation.points.items()},
-        spent=1.0 - allocation.saved,
+        spent=1.0 - allocation.saved + _twice(profile, allocation.points),
         flops=flops,
         bytes=size,
         drift=correction.predict(allocation.drift),
@@ -141,7 +144,29 @@ def _allocate_phase(
         if name in phase.gates
         for piece in _segments(gate, phase.gates[name], phase)
     ]
-    return allocate(pieces, saving=None if budget is None else 1.0 - budget, drift=allowed)
+    if budget is None:
+        return allocate(pieces, drift=allowed)
+    found = allocate(pieces, saving=1.0 - budget, drift=allowed)
+    if not _twice(profile, found.points):
+        return found
+    low, high = 1.0 - budget, 4.0  # as sums over gates; counted once it grows with the sum
+    for _ in range(_HALVINGS):
+        middle = 0.5 * (low + high)
+        found = allocate(pieces, saving=middle, drift=allowed)
+        enough = found.saved - _twice(profile, found.points) >= 1.0 - budget
+        low, high = (low, middle) if enough else (middle, high)
+    return allocate(pieces, saving=high, drift=allowed)
+
+
+def _twice(profile: Profile, points: Mapping[str, Corner]) -> float:
+    """Share of the dense cost that is saved twice in a sum over gates: by a gate, and by the one around it."""
+    return sum(point.saved * _left_out(profile, points, name) for name, point in points.items())
+
+
+def _left_out(profile: Profile, points: Mapping[str, Corner], name: str) -> float:
+    """The fraction of rows for which the gate is not there, because the one around it leaves out its branch."""
+    outer = points.get(profile.gates[name].around)
+    return 0.0 if outer is None else outer.fraction
 
 
 def _segments(gate: GateProfile, cost: GateCost, phase: PhaseCost) -> Sequence[Segment]:
@@ -169,13 +194,13 @@ def _records(profile: Profile, allocation: Allocation | None) -> dict[str, Recor
     }
 
 
-def _shares(points: Mapping[str, Corner], phase: PhaseCost) -> tuple[float, float]:
+def _shares(profile: Profile, points: Mapping[str, Corner], phase: PhaseCost) -> tuple[float, float]:
     """Shares of the dense FLOPs and bytes that are left."""
     flops, size = phase.flops, phase.bytes
     for name, point in points.items():
-        cost = phase.gates[name]
-        flops += cost.units * (cost.overhead - point.fraction * cost.flops) + cost.fixed_flops
-        size += cost.fixed_bytes - cost.spared_bytes - point.fraction * cost.units * cost.bytes
+        cost, there = phase.gates[name], 1.0 - _left_out(profile, points, name)
+        flops += there * (cost.units * (cost.overhead - point.fraction * cost.flops) + cost.fixed_flops)
+        size += there * (cost.fixed_bytes - cost.spared_bytes - point.fraction * cost.units * cost.bytes)
     return flops / phase.flops if phase.flops else 1.0, size / phase.bytes if phase.bytes else 1.0
 
 

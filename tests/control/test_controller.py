@@ -1,3 +1,4 @@
+import dataclasses
 import itertools
 import math
 
@@ -6,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from srrc.control.controller import allocate, plan
+from srrc.control.controller import allocate, default_phases, plan
 from srrc.control.curve import corners, segments
 from srrc.control.plan import PhaseCost
 from srrc.errors import OptionError
@@ -198,3 +199,40 @@ def test_a_profile_without_gates() -> None:
     made = plan(Profile({}, ()), budget=0.5)
     assert not made.met
     assert made.spent == 1.0
+
+
+@given(profiles(), COSTS, DRIFTS, st.floats(0.05, 1))
+def test_what_is_left_out_as_a_whole_is_not_saved_twice(
+    inner: Profile, cost: GateCost, drift: list[float], budget: float
+) -> None:
+    """A branch's gate stands around the others, and costs what they cost together."""
+    gates = {name: dataclasses.replace(each, around="residual:a") for name, each in inner.gates.items()}
+    flops = sum(each.cost.units * each.cost.flops for each in gates.values())
+    size = sum(each.cost.units * each.cost.bytes + each.cost.spared_bytes for each in gates.values())
+    outer = gate("residual:a", drift, GateCost(1, flops, size, overhead=0.0))
+    profile = Profile({outer.id: outer, **gates}, ())
+    made = plan(profile, budget=budget)
+    share = made.fractions.get(outer.id, 0.0)
+    left = {"flops": 1.0 - share, "bytes": 1.0 - share}
+    for name, each in gates.items():
+        if name not in made.fractions:
+            continue
+        c, dropped = each.cost, made.fractions[name] * each.cost.units
+        saved = dropped * c.flops - c.units * c.overhead - c.fixed_flops
+        left["flops"] -= (1 - share) * saved / flops
+        left["bytes"] -= (1 - share) * (dropped * c.bytes + c.spared_bytes - c.fixed_bytes) / size
+    assert made.flops == pytest.approx(left["flops"], abs=1e-5)
+    assert made.bytes == pytest.approx(left["bytes"], abs=1e-5)
+    assert made.spent == pytest.approx((left["flops"] + left["bytes"]) / 2, abs=1e-5)
+    everything = plan(profile, budget=1e-9)
+    assert made.spent <= budget + 1e-4 or made.added == pytest.approx(everything.added)
+
+
+def test_the_dense_cost_counts_the_same_work_once() -> None:
+    inner = [gate(f"channel:{name}", [0.0, 0.1, 0.2, 0.3, 0.4], GateCost(10, 4.0, 8.0)) for name in "ab"]
+    outer = gate("residual:a", [0.0, 0.1, 0.2, 0.3, 0.4], GateCost(1, 70.0, 150.0))
+    with_outer = default_phases(Profile({each.id: each for each in [outer, *inner]}, ()))["decode"]
+    assert (with_outer.flops, with_outer.bytes) == (80.0, 160.0)
+    assert with_outer.gates.keys() == {"residual:a", "channel:a", "channel:b"}
+    alone = default_phases(Profile({outer.id: outer}, ()))["decode"]
+    assert (alone.flops, alone.bytes) == (70.0, 150.0)
