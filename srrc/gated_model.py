@@ -59,9 +59,12 @@ class GatedModel:
         source = GateSource(covers, self.weights, vectors, many_rows=True)
         context = Context(fqns=dict(self._captured.fqns), gate_store=self._captured.gate_store)
         gating = InsertGates(source, LEVELS, self._captured.fake_mode)
-        self.gm = self._pass((Normalise(), FindPathways(), gating), context)
+        gm = self._pass((Normalise(), FindPathways()), context)
+        around = _around(source, context)
+        self.gm = run_passes((gating,), gm, context)
         self.gates = [gate for gate in context.gates if covers(gate.id)]
-        self.around = _around(source, context)
+        held = {gate.id for gate in self.gates}
+        self.around = {inner: outer for inner, outer in around.items() if outer in held}
 
     def arguments(self, inputs: Any) -> Sequence[Any]:
         """The graph's arguments for one call of the model.
@@ -113,13 +116,10 @@ class GatedModel:
 
 
 def _around(source: GateSource, context: Context) -> dict[str, str]:
-    """Gate id -> id of the layer gate in whose branch it stands."""
+    """Gate id -> id of the layer gate in whose branch it stands; asked before the gates replace any node."""
     found: dict[str, str] = {}
-    gated = {gate.id for gate in context.gates}
-    for branch in context.pathways:
-        outer = f"residual:{branch.place}"
-        if branch.kind != "residual" or outer not in gated:
-            continue
+    for branch in (pathway for pathway in context.pathways if pathway.kind in AROUND):
+        (outer,) = GATED[branch.kind][1](branch)
         inside = set(skipped_nodes(branch, source, context))
         for pathway in context.pathways:
             if pathway.kind in GATED and pathway.kind not in AROUND and inside.issuperset(pathway.nodes):
