@@ -7,6 +7,7 @@ addition goes with it where it can, so that a branch that is left out leaves the
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from dataclasses import replace as replace_fields
 
 import torch
 from torch import fx
@@ -64,17 +65,14 @@ class Enclose:
         masks = [mask for mask in _masks(gm) if has_few_rows(mask.entry, context.sizes)]
         if not masks:
             return gm
-        places = {gate.counters.data_ptr(): gate.id.split(":", 1)[1] for gate in context.gates}
         surroundings = _Surroundings(gm)
         found: list[Enclosure] = []
         for mask in masks:
             enclosure = surroundings.enclosure(mask, found)
             if isinstance(enclosure, Enclosure):
                 found.append(enclosure)
-                continue
-            (counters,) = (each for each in mask.keep.args[3:4] if isinstance(each, fx.Node))
-            place = places[getattr(gm, str(counters.target)).data_ptr()]
-            context.refusals.append(Refusal(place, "region", *enclosure))
+            else:
+                _stays_masked(gm, mask, context, *enclosure)
         for index, enclosure in enumerate(found):
             _enclose(gm, enclosure, f"srr_region_{index}", self.fake_mode)
         return gm
@@ -170,6 +168,16 @@ def _masks(gm: fx.GraphModule) -> Iterator[Mask]:
             entry, end = keep.args[0], node.args[1]
             if node.target is torch.where and isinstance(entry, fx.Node) and isinstance(end, fx.Node):
                 yield Mask(node, keep, entry, end)
+
+
+def _stays_masked(gm: fx.GraphModule, mask: Mask, context: Context, reason: Reason, detail: str) -> None:
+    """Record that a branch is computed whatever its gate says: the gate saves nothing, and is to count nothing."""
+    (counters,) = (each for each in mask.keep.args[3:4] if isinstance(each, fx.Node))
+    memory = getattr(gm, str(counters.target)).data_ptr()
+    for index, gate in enumerate(context.gates):
+        if gate.counters.data_ptr() == memory:
+            context.gates[index] = replace_fields(gate, flops=0.0, bytes=0.0, overhead=0.0)
+            context.refusals.append(Refusal(gate.id.split(":", 1)[1], "region", reason, detail))
 
 
 def _may_wait(node: fx.Node) -> bool:

@@ -157,7 +157,7 @@ def _specialise(
     if context.gates:
         values = Values(gm, captured.living_weights(), sizes)
         branches = branch_calls(context.gates, values, [*zip(regions, compiled, strict=True)])
-        measured = break_even(gated_calls(context.gates, values)) | branch_break_even(branches)
+        measured = break_even(gated_calls(context.gates, values)) | branch_break_even(branches, context.gates)
         graph.break_even = {**graph.break_even, **measured}
     return driver.run
 

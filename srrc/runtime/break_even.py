@@ -47,10 +47,12 @@ class BranchCall:
 
 
 def branch_break_even(
-    calls: Sequence[BranchCall], clock: Callable[[], float] = perf_counter
+    calls: Sequence[BranchCall], gates: Sequence[Gate] = (), clock: Callable[[], float] = perf_counter
 ) -> dict[str, float]:
     """Gate id -> the fraction of tokens that must skip the branch before its gate saves time: deciding, which each
     token pays, over running the region, which the skipped ones do not.
+
+    gates: those of the graph. One on a branch that has no region, and so runs all the same, never pays.
     """
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in calls]
     for _ in range(ROUNDS):
@@ -64,7 +66,8 @@ def branch_break_even(
     for call, (deciding, running) in zip(calls, times, strict=True):
         pools.setdefault(call.shape, []).append((min(deciding), min(running)))
     found = {shape: tuple(map(median, zip(*pool, strict=True))) for shape, pool in pools.items()}
-    return {call.gate.id: _share(*found[call.shape]) for call in calls}
+    masked = {gate.id: NEVER for gate in gates if gate.id.startswith("residual:")}
+    return masked | {call.gate.id: _share(*found[call.shape]) for call in calls}
 
 
 def _share(deciding: float, running: float) -> float:

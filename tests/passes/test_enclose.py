@@ -337,6 +337,11 @@ def test_a_branch_is_not_moved_past_a_write_to_what_it_reads(gated: Insert) -> N
     gm = enclosed(graph, gm)
     refused = {(r.place, r.reason) for r in graph.context.refusals if r.kind == "region"}
     assert ("one.weight", Reason.WRITTEN_BETWEEN) in refused
+    for gate in graph.context.gates:
+        masked = gate.id.split(":")[1] in {place for place, _ in refused}
+        assert (gate.flops == 0.0) == (gate.bytes == 0.0) == masked, (
+            "what runs all the same is not counted as saved"
+        )
     torch.testing.assert_close(run(graph, gm)[0], expected)
 
 

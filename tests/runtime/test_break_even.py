@@ -74,7 +74,10 @@ def test_a_branch_pays_from_what_deciding_costs_of_running_it():
         BranchCall(taking(4e-6), taking(1e-5), other, "same"),
         BranchCall(taking(2e-6), taking(1e-6), dear, "alone"),
     ]
-    found = branch_break_even(calls, clock)
+    masked = gate("residual:masked")
+    found = branch_break_even(calls, [one, other, dear, masked], clock)
+    assert found.keys() == {"one", "other", "dear", "residual:masked"}
+    assert found["residual:masked"] == NEVER
     assert found["one"] == found["other"] == pytest.approx(0.3)  # equal regions are measured together
     assert found["dear"] == NEVER
     assert one.counters.tolist() == [7, 5, 1]
