@@ -17,7 +17,7 @@ from srrc.backends.cpu.build import ensure_built
 from srrc.backends.cpu.lower import LowerDense
 from srrc.backends.inductor import compile_region
 from srrc.dump import stage_writer, write_result
-from srrc.errors import SrrError
+from srrc.errors import OptionError, SrrError
 from srrc.gated_calls import Values, branch_calls, gated_calls
 from srrc.passes.base import Pass
 from srrc.passes.capture import parameter_names, placeholders
@@ -36,7 +36,7 @@ from srrc.passes.rows import FEW_ROWS
 from srrc.pathways.base import Pathway
 from srrc.pathways.channel import ChannelGroup
 from srrc.reasons import Reason, Refusal
-from srrc.routing import gate_source, guard_weights, profile_of, route, watched
+from srrc.routing import NO_PROFILE, budget_of, gate_source, guard_weights, profile_of, route, watched
 from srrc.runtime.break_even import branch_break_even, break_even
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.costs import GraphCost, dense_cost
@@ -90,6 +90,8 @@ def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., An
     Fills `graph`. Raises whatever a pass or Inductor raises.
     """
     profile = profile_of(graph.options)
+    if profile is None and (budget_of(graph) or 1.0) < 1.0:
+        raise OptionError(NO_PROFILE)
     weights = captured.living_weights()
     source = None if profile is None else gate_source(profile, captured.fqns, weights)
     first = _specialise(captured, graph, source, {})

@@ -13,6 +13,8 @@ from srrc.errors import ModelError, OptionError, SrrWarning
 from srrc.options import check_budget
 from srrc.pathways.base import Pathway
 from srrc.reasons import Reason, Refusal
+from srrc.routing import NO_PROFILE
+from srrc.runtime.asked_budget import ask
 from srrc.runtime.compiled_graph import CompiledGraph, graphs_of
 from srrc.runtime.gates import Gate, reset_counters, set_records
 from srrc.runtime.ledger import Entry
@@ -25,10 +27,6 @@ def compiled_graphs(compiled: object) -> list[CompiledGraph]:
     Raises ModelError where no module can be found behind it.
     """
     module = _module_behind(compiled)
-    if module is None:
-        raise ModelError(
-            f"no torch.nn.Module behind {compiled!r}; pass the model or what torch.compile() returned"
-        )
     graphs = graphs_of([*module.parameters(), *module.buffers()])
     if not graphs and compiled is not module and hasattr(module, "generate"):
         message = (
@@ -77,16 +75,24 @@ def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
 def set_budget(compiled: object, budget: float) -> None:
     """Move a compiled model to another budget, a fraction of its dense cost in (0, 1]. Recompiles nothing.
 
-    Raises OptionError for a budget out of range, and for a model that was compiled without a profile.
+    Graphs that are compiled later, when the model is first called or called in a new way, follow it too.
+    Raises OptionError for a budget out of range, and for a model that is not compiled, or without a profile;
+    ModelError where no module can be found behind `compiled`.
     """
     value = check_budget(budget)
     if value is None:
         raise OptionError("budget=None; give a fraction of the dense cost in (0, 1]")
-    gated = [graph for graph in compiled_graphs(compiled) if graph.replan is not None]
-    if not gated and value < 1.0:
+    module = _module_behind(compiled)
+    held = [*module.parameters(), *module.buffers()]
+    graphs = graphs_of(held)
+    if not graphs and compiled is module and module._compiled_call_impl is None:  # noqa: SLF001
         raise OptionError(
-            "this model was compiled without a profile; compile it with options={'profile': ...}"
+            "this model is not compiled; call model.compile(backend='srr', options={...}) first"
         )
+    gated = [graph for graph in graphs if graph.replan is not None]
+    if graphs and not gated and value < 1.0 and all(graph.options.profile is None for graph in graphs):
+        raise OptionError(NO_PROFILE)
+    ask(held, value, graphs[-1].options if graphs else None)
     for graph in gated:
         assert graph.replan is not None
         graph.plan = graph.replan(value)
@@ -227,9 +233,12 @@ def _drift(graphs: Sequence[CompiledGraph]) -> dict[str, float | int | None]:
     }
 
 
-def _module_behind(compiled: object) -> torch.nn.Module | None:
+def _module_behind(compiled: object) -> torch.nn.Module:
     for candidate in (compiled, getattr(compiled, "_torchdynamo_orig_callable", None)):
         owner = candidate if isinstance(candidate, torch.nn.Module) else getattr(candidate, "__self__", None)
         if isinstance(owner, torch.nn.Module):
-            return getattr(owner, "_orig_mod", owner)
-    return None
+            module: torch.nn.Module = getattr(owner, "_orig_mod", owner)
+            return module
+    raise ModelError(
+        f"no torch.nn.Module behind {compiled!r}; pass the model or what torch.compile() returned"
+    )

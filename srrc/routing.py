@@ -16,11 +16,14 @@ from srrc.options import Options
 from srrc.passes.gating.source import GateSource
 from srrc.profile import Profile
 from srrc.reasons import Reason, Refusal
+from srrc.runtime.asked_budget import asked_budget
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.fallback import fall_back
 from srrc.runtime.feedback import dense_answer, drift_between, due
 from srrc.runtime.gates import set_records
 from srrc.runtime.watch import WeightWatch
+
+NO_PROFILE = "this model was compiled without a profile; compile it with options={'profile': ...}"
 
 FUEL_VARIABLE = "SRRC_FUEL"
 """Environment variable: insert only the first so many gates, to find a bad one by bisection."""
@@ -55,9 +58,16 @@ def route(graph: CompiledGraph, profile: Profile) -> None:
     def replan(budget: float | None) -> Plan:
         return plan_that_pays(profile, budget, options.max_drift, graph.break_even)
 
+    asked = budget_of(graph)
     graph.replan = replan
-    graph.plan = replan(options.budget)
+    graph.plan = replan(options.budget if asked is None else asked)
     set_records(graph.gates, graph.plan.thresholds)
+
+
+def budget_of(graph: CompiledGraph) -> float | None:
+    """The budget that `set_budget` asked for before `graph` was compiled; None where it did not."""
+    alive = [tensor for tensor in (reference() for reference in graph.parameters) if tensor is not None]
+    return asked_budget(alive, graph.options)
 
 
 def plan_that_pays(

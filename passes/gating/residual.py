@@ -80,8 +80,8 @@ def _row_cost(
     """(FLOPs, bytes) of what a row skips with the branch; None where they depend on sizes that only the data decide.
 
     Not counted is what runs all the same: keys and values, which decoding stores for later tokens whether or not
-    this graph has a cache, and a linear that shares a gated op with one of theirs. Few rows share the bytes of each
-    weight; where there are many, as in calibration, the cost is that of decoding one.
+    this graph has a cache, and a linear that shares a gated op with one of theirs. Bytes are those of a call of few
+    rows, which are read once for all; where there are many, as in calibration, those of decoding one row.
     """
     site = pathway.site
     assert isinstance(site, Branch)
@@ -96,8 +96,10 @@ def _row_cost(
     held = sum(map(view.nbytes, _weights(contractions, context)), start=ZERO_COST.bytes)
     weights = Cost(ZERO_COST.flops, held).at(sizes)[1]
     flops, size = total.at(sizes)
-    sharing = rows if rows <= FEW_ROWS else 1
-    return flops / rows, weights / sharing + max(size - weights, 0.0) / rows
+    others = (
+        rows if rows > FEW_ROWS else 1
+    )  # the gate itself shares bytes among the few rows that it decides for
+    return flops / rows, weights + max(size - weights, 0.0) / others
 
 
 def _weights(skipped: list[fx.Node], context: Context) -> dict[fx.Node, None]:

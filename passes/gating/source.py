@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 from srrc.passes.context import Context
 from srrc.passes.emit import emit_tensor
-from srrc.passes.rows import has_few_rows
+from srrc.passes.rows import has_few_rows, rows_of
 from srrc.pathways.base import Linear
 from srrc.runtime.gates import Gate
 
@@ -62,10 +62,12 @@ class GateTensors:
     record: fx.Node
     counter: fx.Node
     name: str
+    rows: int
 
     def gate(self, gate_id: str, row: int, flops: float, size: float) -> Gate:
         """The gate on row `row`. flops and size (bytes): what one unit costs in one row of the input."""
-        return Gate(gate_id, self.phase, self.records[row], self.counters[row], float(flops), float(size))
+        record, counters = self.records[row], self.counters[row]
+        return Gate(gate_id, self.phase, record, counters, float(flops), float(size), rows=self.rows)
 
 
 def emit_gates(
@@ -87,4 +89,5 @@ def emit_gates(
     one = gates == 1
     record = emit_tensor(gm, f"{name}_record", records[0] if one else records, fake_mode)
     counter = emit_tensor(gm, f"{name}_counters", counts[0] if one else counts, fake_mode)
-    return GateTensors(phase, records, counts, record, counter, name)
+    rows = rows_of(x, context.sizes) if has_few_rows(x, context.sizes) else None
+    return GateTensors(phase, records, counts, record, counter, name, rows or 1)

@@ -23,6 +23,7 @@ class Gate:
     fixed_flops, fixed_bytes: what a row costs that the gate is at work on, however many units it drops
     spared_bytes: what such a row does not read, however many units it keeps: the dense weights are wider than the
                   copy that the units are read from
+    rows:         rows that are computed together: counters count units of each, weights are read once for all
     """
 
     id: str
@@ -35,6 +36,7 @@ class Gate:
     fixed_flops: float = 0.0
     fixed_bytes: float = 0.0
     spared_bytes: float = 0.0
+    rows: int = 1
 
     @property
     def saved(self) -> tuple[float, float]:
@@ -42,7 +44,8 @@ class Gate:
         offered, executed, _, *rest = self.counters.tolist()
         at_work = rest[0] if rest else 0
         flops = (offered - executed) * self.flops - offered * self.overhead - at_work * self.fixed_flops
-        return flops, (offered - executed) * self.bytes + at_work * (self.spared_bytes - self.fixed_bytes)
+        read_once = (offered - executed) * self.bytes + at_work * self.spared_bytes
+        return flops, read_once / self.rows - at_work * self.fixed_bytes
 
 
 class GateStore:

@@ -365,8 +365,10 @@ def test_the_cost_of_a_gate_is_what_its_branch_saves_for_a_row(gated: Insert) ->
         graph, _ = gated(*layers(rows, number=1))
         mixing, mlp = graph.context.gates
         assert mlp.flops == 2 * 2 * WIDTH * 2 * WIDTH
-        # Rows share the weights, each has activations of its own.
-        assert mlp.bytes == 4 * ((4 * WIDTH * WIDTH + 3 * WIDTH) / rows + 6 * WIDTH)
+        # Rows share the weights, each has activations of its own; all of it is saved once a call.
+        assert mlp.bytes == 4 * (4 * WIDTH * WIDTH + 3 * WIDTH + 6 * WIDTH * rows)
+        mlp.counters.copy_(torch.tensor([rows, 0, 0]))
+        assert mlp.saved == (rows * (mlp.flops - mlp.overhead), mlp.bytes)
         # The key is stored all the same; query, output and two products with the three entries are not.
         assert mixing.flops == 2 * (2 * WIDTH * WIDTH + 2 * 3 * WIDTH)
         assert all(isinstance(p.site, Branch) for p in graph.of("residual"))
