@@ -41,7 +41,7 @@ def asked_budget(parameters: Sequence[torch.Tensor], options: Options) -> float 
     """
     with _lock:
         for parameter in parameters:
-            asked = _asked.get(parameter)
+            asked: _Asked | None = _asked.get(parameter)  # type: ignore[no-untyped-call]
             if asked is None:
                 continue
             if asked.options is None:
