@@ -103,8 +103,11 @@ def asked_capability() -> str:
 def use_capability(name: str) -> None:
     """Switch this process to the kernels of another instruction set (tests do).
 
-    BuildError if they cannot be built.
+    BuildError if they cannot be built, or if this machine would not run them.
     """
+    best = toolchain.detect_capability()
+    if not set(CAPABILITIES[name].flags) <= set(CAPABILITIES[best].flags):
+        raise BuildError(f"this machine runs {best} kernels, and no {name} ones")
     if not ensure_built() or _state.ops is None:
         raise BuildError(f"no native kernels to switch to {name}: {_state.refusal}")
     compiler = toolchain.find_compiler()

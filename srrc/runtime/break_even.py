@@ -1,8 +1,9 @@
 """Where a gate begins to pay on this machine: measured on its own op, its own weights, before it is trusted.
 
-A gate is never slower for nothing: deciding costs time, and skipping must save more. For each gate the op is timed
-open, with a threshold that drops nothing, and with one that drops half; a line through the last two tells from which
-fraction on it beats the open op. A plan that asks for less leaves the gate open.
+A gate is never slower for nothing: deciding costs time, and so does reading rows with gaps between them, which memory
+serves worse than a stream. For each gate the op is timed open, with a threshold that drops an eighth, and with one that
+drops half; a line through the last two tells from which fraction on it beats the open op. A plan that asks for less
+leaves the gate open.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,6 +18,9 @@ from srrc.runtime.gates import OPEN, Gate
 ROUNDS = 5
 """Times each setting is timed; the settings take turns, and so do the gates, so that weights come from memory. The
 quickest counts: on a busy machine the others tell of the machine."""
+
+FEW, MANY = 0.125, 0.5
+"""Dropped fractions at which gates are timed."""
 
 NEVER = 1.0
 """A break-even fraction that no plan reaches: the gate stays open."""
@@ -67,7 +71,7 @@ def branch_break_even(
         pools.setdefault(call.shape, []).append((min(deciding), min(running)))
     found = {shape: tuple(map(median, zip(*pool, strict=True))) for shape, pool in pools.items()}
     masked = {gate.id: NEVER for gate in gates if gate.id.startswith("residual:")}
-    return masked | {call.gate.id: _share(*found[call.shape]) for call in calls}
+    return masked | {call.gate.id: _share(*found[call.shape]) ** (1 / call.gate.rows) for call in calls}
 
 
 def _share(deciding: float, running: float) -> float:
@@ -77,6 +81,8 @@ def _share(deciding: float, running: float) -> float:
 def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_counter) -> dict[str, float]:
     """Gate id -> the fraction of units that must be dropped before the gate saves time. Counters end where they were.
 
+    Rows that are computed together only save what all of them drop. The fraction is a row's own, for rows that agree by
+    chance alone.
     Costs `ROUNDS` times three runs of each op, and a dozen to find its thresholds: about a second for 60 ops of 0.3 ms.
     """
     pairs = [(call, gate) for call in calls for gate in call.gates if gate.flops > 0]
@@ -87,12 +93,12 @@ def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_cou
     for call in calls:
         for gate in call.gates:
             _set(gate, OPEN[0])
-    halves = [_threshold(call, gate, 0.5) for call, gate in pairs]
+    settings = [(OPEN[0], _threshold(call, gate, FEW), _threshold(call, gate, MANY)) for call, gate in pairs]
     times: list[tuple[list[float], list[float], list[float]]] = [([], [], []) for _ in pairs]
     for _ in range(ROUNDS):
         for setting in range(3):
-            for (call, gate), half, seen in zip(pairs, halves, times, strict=True):
-                _set(gate, (OPEN[0], 0.0, half)[setting])
+            for (call, gate), thresholds, seen in zip(pairs, settings, times, strict=True):
+                _set(gate, thresholds[setting])
                 started = clock()
                 call.run()
                 seen[setting].append(clock() - started)
@@ -106,16 +112,19 @@ def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_cou
     for (call, gate), seen in zip(pairs, times, strict=True):
         pools.setdefault((call.shape, _row(call, gate)), []).append([min(setting) for setting in seen])
     crossings = {key: crossing(*map(median, zip(*pool, strict=True))) for key, pool in pools.items()}
-    return {gate.id: crossings[call.shape, _row(call, gate)] for call, gate in pairs}
+    return {gate.id: crossings[call.shape, _row(call, gate)] ** (1 / gate.rows) for call, gate in pairs}
 
 
-def crossing(opened: float, none: float, half: float) -> float:
-    """The dropped fraction at which the line from (0, `none`) through (0.5, `half`) falls to `opened` (seconds)."""
-    if none <= opened:
+def crossing(opened: float, few: float, many: float) -> float:
+    """The dropped fraction at which the line from (`FEW`, `few`) through (`MANY`, `many`) falls to `opened` (seconds).
+
+    Nothing is known of fractions under `FEW`: where that pays already, so do they.
+    """
+    if few <= opened:
         return 0.0
-    if half >= none:
+    if many >= few:
         return NEVER
-    return min(NEVER, 0.5 * (none - opened) / (none - half))
+    return min(NEVER, FEW + (MANY - FEW) * (few - opened) / (few - many))
 
 
 def _row(call: GatedCall, gate: Gate) -> int:

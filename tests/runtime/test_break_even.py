@@ -1,5 +1,7 @@
 """Where a gate begins to pay: the line, the threshold found by counting, and ops whose gate never pays."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -33,23 +35,31 @@ def op(clock: Clock, gate: Gate, unit: float, deciding: float):
 
 
 @pytest.mark.parametrize(
-    ("opened", "none", "half", "expected"),
-    [(10.0, 11.0, 6.0, 0.1), (10.0, 9.0, 5.0, 0.0), (10.0, 12.0, 12.0, NEVER), (10.0, 30.0, 29.0, NEVER)],
+    ("opened", "few", "many", "expected"),
+    [(10.0, 11.0, 8.0, 0.25), (10.0, 9.0, 5.0, 0.0), (10.0, 12.0, 12.0, NEVER), (10.0, 30.0, 29.0, NEVER)],
 )
-def test_the_crossing(opened, none, half, expected):
-    assert crossing(opened, none, half) == pytest.approx(expected)
+def test_the_crossing(opened, few, many, expected):
+    assert crossing(opened, few, many) == pytest.approx(expected)
 
 
 def test_a_cheap_decision_pays_early_and_a_dear_one_never():
     cheap, dear = gate("cheap"), gate("dear")
     clock = Clock()
     calls = [
-        GatedCall(op(clock, cheap, 2e-5, 1e-4), [cheap], "cheap"),
+        GatedCall(op(clock, cheap, 2e-5, 4e-4), [cheap], "cheap"),
         GatedCall(op(clock, dear, 2e-6, 2e-3), [dear], "dear"),
     ]
     found = break_even(calls, clock)
-    assert found["cheap"] == pytest.approx(1e-4 / (64 * 2e-5), rel=0.05)  # what deciding costs, in units
+    assert found["cheap"] == pytest.approx(4e-4 / (64 * 2e-5), rel=0.05)  # what deciding costs, in units
     assert found["dear"] == NEVER
+
+
+def test_rows_that_agree_by_chance_alone_must_each_drop_more():
+    alone, together = gate("alone"), dataclasses.replace(gate("together"), rows=4)
+    clock = Clock()
+    calls = [GatedCall(op(clock, own, 2e-5, 4e-4), [own], own.id) for own in (alone, together)]
+    found = break_even(calls, clock)
+    assert found["together"] == pytest.approx(found["alone"] ** 0.25)
 
 
 def test_records_and_counters_end_where_they_were():

@@ -223,6 +223,12 @@ def test_an_instruction_set_that_the_machine_lacks_is_not_used(
         assert build.asked_capability() == "avx2"
 
 
+def test_kernels_that_would_kill_the_process_are_not_switched_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(toolchain, "detect_capability", lambda: "avx2")
+    with pytest.raises(BuildError, match="no avx512"):
+        build.use_capability("avx512")
+
+
 def test_eight_threads_load_the_kernels_once() -> None:
     code = (
         "import threading, torch\n"
