@@ -1,6 +1,6 @@
 """Asks the variants in turn: compile, prefill and decode slice by slice, read held-out text."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,11 @@ class Run:
     folder: Path
     say: Callable[[str], None]
 
-    def measure(self) -> dict[str, Samples]:
-        """Samples of every variant by name; those of a failed one are incomplete (`lineup.failed`)."""
+    def measure(self) -> Iterator[dict[str, Samples]]:
+        """Samples of every variant by name: of the speed first, then with each domain that was read, at last all.
+
+        Those of a failed variant are incomplete (`lineup.failed`).
+        """
         samples = {variant.name: Samples() for variant in self.variants}
         self.say("loading the model in every process")
         self._spread(samples, "loaded", self.lineup.ask_all("load", **self._load_arguments()))
@@ -40,9 +43,12 @@ class Run:
         self._spread(samples, "compiled", {name: self._compile(name, "") for name in self.lineup.names})
         self._warm_up()
         self._speed(samples)
-        self._read(samples)
+        yield samples
+        for domain, windows in self.workload.windows.items():
+            self._read(samples, domain, windows)
+            yield samples
         self._spread(samples, "finished", self.lineup.ask_all("finish"))
-        return samples
+        yield samples
 
     def measure_warm(self, samples: dict[str, Samples]) -> None:
         """Add what takes second processes; this ends the first ones. What fails here fails nothing else."""
@@ -110,21 +116,20 @@ class Run:
                         mine.tokens[index] += made["tokens"]
                         mine.decode_work.update(made["work"])
 
-    def _read(self, samples: dict[str, Samples]) -> None:
+    def _read(self, samples: dict[str, Samples], domain: str, windows: Sequence[Sequence[int]]) -> None:
         """Eager comes first in the order of variants, and writes what the others are compared with."""
-        for domain, windows in self.workload.windows.items():
-            for variant in self.variants:
-                self.say(f"{variant.name} reads {domain}")
-                read = self._ask(
-                    variant,
-                    "read",
-                    windows=windows,
-                    prefill=self.settings.prefill_length,
-                    reference=str(self.folder / f"{domain}.logits"),
-                    write=variant.kind == "eager",
-                )
-                if read is not None:
-                    samples[variant.name].reads[domain] = read
+        for variant in self.variants:
+            self.say(f"{variant.name} reads {domain}")
+            read = self._ask(
+                variant,
+                "read",
+                windows=windows,
+                prefill=self.settings.prefill_length,
+                reference=str(self.folder / f"{domain}.logits"),
+                write=variant.kind == "eager",
+            )
+            if read is not None:
+                samples[variant.name].reads[domain] = read
 
 
 def _rotated(variants: Sequence[Variant], turn: int) -> list[Variant]:

@@ -53,7 +53,8 @@ def _row(variant: Variant, samples: Mapping[str, Samples], settings: Settings) -
         **quality(mine.reads, eager.reads if eager else None),
         "greedy": _greedy(mine, eager),
         "fallbacks": mine.finished.get("fallbacks", {}),
-        "recompiled_while_measuring": mine.finished.get("graphs", 0) - mine.compiled.get("graphs", 0),
+        "recompiled_while_measuring": (mine.finished or mine.compiled).get("graphs", 0)
+        - mine.compiled.get("graphs", 0),
     }
 
 

@@ -79,14 +79,14 @@ def _workload(settings: Settings) -> Workload:
 
 
 def _measure(settings: Settings, chosen: Sequence[Variant], workload: Workload, say: Any) -> Iterator[Result]:
-    """The result, and again once the second processes are done, so that an interruption loses only these."""
+    """The result after each part of the run, so that an interruption loses only what was not measured yet."""
     with (
         tempfile.TemporaryDirectory(prefix="srrc-bench-", ignore_cleanup_errors=True) as name,
         Lineup([each.process for each in chosen], Path(name), settings.threads, cold=settings.cold) as lineup,
     ):
         run = Run(settings, chosen, workload, lineup, Path(name), say)
-        samples = run.measure()
-        yield make_result(settings, chosen, samples, lineup.failed)
+        for samples in run.measure():
+            yield make_result(settings, chosen, samples, lineup.failed)
         if settings.cold:
             run.measure_warm(samples)
             yield make_result(settings, chosen, samples, lineup.failed)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 import srrc
 from srrc import cli
+from srrc.bench import run as bench_run
 from srrc.bench.run import bench
 from srrc.bench.settings import Settings
 from srrc.models_zoo import families
@@ -62,7 +63,12 @@ def run(*arguments: str) -> Result:
     return CliRunner().invoke(cli.app, ["bench", *arguments])
 
 
-def test_two_variants_of_a_tiny_llama(tmp_path: Path) -> None:
+def test_two_variants_of_a_tiny_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    write = bench_run._write_json
+    monkeypatch.setattr(
+        bench_run, "_write_json", lambda path, found: (write(path, found), written.append(path.read_text()))
+    )
     pytest.importorskip("matplotlib")
     out, picture = tmp_path / "new" / "bench.json", tmp_path / "bench.png"
     result = run(
@@ -85,6 +91,11 @@ def test_two_variants_of_a_tiny_llama(tmp_path: Path) -> None:
     assert srr["speedups"]["eager"]["decode"]["median"] > 0
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in out.parent.iterdir()] == ["bench.json"]
+    # What was measured is on disk after each part: the speed first, then one domain more each time.
+    parts = [json.loads(text)["variants"][-1] for text in written]
+    assert all(part["decode_ms"] for part in parts)
+    read = [len(part["domains"]) for part in parts]
+    assert read == [*range(read[-1] + 1), read[-1]]
 
 
 def test_a_variant_whose_process_dies_leaves_one_line(tmp_path: Path) -> None:
