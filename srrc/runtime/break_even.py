@@ -1,9 +1,9 @@
 """Where a gate begins to pay on this machine: measured on its own op, its own weights, before it is trusted.
 
-A gate is never slower for nothing: deciding costs time, and so does reading rows with gaps between them, which memory
-serves worse than a stream. For each gate the op is timed open, with a threshold that drops an eighth, and with one that
-drops half; a line through the last two tells from which fraction on it beats the open op. A plan that asks for less
-leaves the gate open.
+A gate is never slower for nothing: deciding costs time, and skipping must save more. For each gate the op is timed
+open, with a threshold that drops nothing, and with one that drops half; a line through the last two tells from which
+fraction on it beats the open op. A plan that asks for less leaves the gate open. The line flatters small fractions,
+where rows are read with gaps between them, which memory serves worse than a stream.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,9 +18,6 @@ from srrc.runtime.gates import OPEN, Gate
 ROUNDS = 5
 """Times each setting is timed; the settings take turns, and so do the gates, so that weights come from memory. The
 quickest counts: on a busy machine the others tell of the machine."""
-
-FEW, MANY = 0.125, 0.5
-"""Dropped fractions at which gates are timed."""
 
 NEVER = 1.0
 """A break-even fraction that no plan reaches: the gate stays open."""
@@ -93,7 +90,7 @@ def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_cou
     for call in calls:
         for gate in call.gates:
             _set(gate, OPEN[0])
-    settings = [(OPEN[0], _threshold(call, gate, FEW), _threshold(call, gate, MANY)) for call, gate in pairs]
+    settings = [(OPEN[0], 0.0, _threshold(call, gate, 0.5)) for call, gate in pairs]
     times: list[tuple[list[float], list[float], list[float]]] = [([], [], []) for _ in pairs]
     for _ in range(ROUNDS):
         for setting in range(3):
@@ -115,16 +112,13 @@ def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_cou
     return {gate.id: crossings[call.shape, _row(call, gate)] ** (1 / gate.rows) for call, gate in pairs}
 
 
-def crossing(opened: float, few: float, many: float) -> float:
-    """The dropped fraction at which the line from (`FEW`, `few`) through (`MANY`, `many`) falls to `opened` (seconds).
-
-    Nothing is known of fractions under `FEW`: where that pays already, so do they.
-    """
-    if few <= opened:
+def crossing(opened: float, none: float, half: float) -> float:
+    """The dropped fraction at which the line from (0, `none`) through (0.5, `half`) falls to `opened` (seconds)."""
+    if none <= opened:
         return 0.0
-    if many >= few:
+    if half >= none:
         return NEVER
-    return min(NEVER, FEW + (MANY - FEW) * (few - opened) / (few - many))
+    return min(NEVER, 0.5 * (none - opened) / (none - half))
 
 
 def _row(call: GatedCall, gate: Gate) -> int:

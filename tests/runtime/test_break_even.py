@@ -35,11 +35,11 @@ def op(clock: Clock, gate: Gate, unit: float, deciding: float):
 
 
 @pytest.mark.parametrize(
-    ("opened", "few", "many", "expected"),
-    [(10.0, 11.0, 8.0, 0.25), (10.0, 9.0, 5.0, 0.0), (10.0, 12.0, 12.0, NEVER), (10.0, 30.0, 29.0, NEVER)],
+    ("opened", "none", "half", "expected"),
+    [(10.0, 11.0, 6.0, 0.1), (10.0, 9.0, 5.0, 0.0), (10.0, 12.0, 12.0, NEVER), (10.0, 30.0, 29.0, NEVER)],
 )
-def test_the_crossing(opened, few, many, expected):
-    assert crossing(opened, few, many) == pytest.approx(expected)
+def test_the_crossing(opened, none, half, expected):
+    assert crossing(opened, none, half) == pytest.approx(expected)
 
 
 def test_a_cheap_decision_pays_early_and_a_dear_one_never():
