@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
+from typing import TypeVar
 
 import torch
 
 from srrc.runtime.gates import OPEN, Gate
+
+K = TypeVar("K")
 
 ROUNDS = 5
 """Times each setting is timed; the settings take turns, and so do the gates, so that weights come from memory. The
@@ -63,10 +66,7 @@ def branch_break_even(
                 started = clock()
                 act()
                 seen[setting].append(clock() - started)
-    pools: dict[str, list[tuple[float, float]]] = {}
-    for call, (deciding, running) in zip(calls, times, strict=True):
-        pools.setdefault(call.shape, []).append((min(deciding), min(running)))
-    found = {shape: tuple(map(median, zip(*pool, strict=True))) for shape, pool in pools.items()}
+    found = _pooled([call.shape for call in calls], times)
     masked = {gate.id: NEVER for gate in gates if gate.id.startswith("residual:")}
     return masked | {call.gate.id: _share(*found[call.shape]) ** (1 / call.gate.rows) for call in calls}
 
@@ -105,11 +105,17 @@ def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_cou
             record, counters = before[id(gate)]
             gate.record.copy_(record)
             gate.counters.copy_(counters)
-    pools: dict[tuple[str, int], list[list[float]]] = {}
-    for (call, gate), seen in zip(pairs, times, strict=True):
-        pools.setdefault((call.shape, _row(call, gate)), []).append([min(setting) for setting in seen])
-    crossings = {key: crossing(*map(median, zip(*pool, strict=True))) for key, pool in pools.items()}
+    pooled = _pooled([(call.shape, _row(call, gate)) for call, gate in pairs], times)
+    crossings = {key: crossing(*seconds) for key, seconds in pooled.items()}
     return {gate.id: crossings[call.shape, _row(call, gate)] ** (1 / gate.rows) for call, gate in pairs}
+
+
+def _pooled(keys: Sequence[K], times: Sequence[Sequence[Sequence[float]]]) -> dict[K, list[float]]:
+    """Seconds of each setting: the quickest round of each call, and the median over the calls of one key."""
+    pools: dict[K, list[list[float]]] = {}
+    for key, seen in zip(keys, times, strict=True):
+        pools.setdefault(key, []).append([min(setting) for setting in seen])
+    return {key: [median(setting) for setting in zip(*pool, strict=True)] for key, pool in pools.items()}
 
 
 def crossing(opened: float, none: float, half: float) -> float:
