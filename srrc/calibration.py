@@ -58,7 +58,7 @@ def calibrate(
     quick:      a coarse profile in about a sixth of the time
     neurons:    also measure gates on neurons before `up` is computed
     layers:     also measure gates on whole residual branches, which skip a layer's attention or MLP for a token.
-                Three more interventions a branch; on small models (measured up to 135M parameters) they never pay,
+                Three more interventions a branch. Tried on tiny models only; on small ones little is to be expected,
                 since every branch matters to most tokens. Those that no sensible plan would use are left out
     progress:   a bar on standard error
     checkpoint: a file kept up to date after each gate; a calibration that finds it goes on where that one

@@ -102,7 +102,7 @@ def calibrate(
     text: Annotated[list[Path] | None, typer.Option(help="a file of text; may be given again")] = None,
     layers: Annotated[
         bool,
-        typer.Option("--layers", help="measure gates on whole branches too; small models never use them"),
+        typer.Option("--layers", help="measure gates on whole branches too; small models hardly use them"),
     ] = False,
     dtype: Dtype = "float32",
     as_json: Json = False,
