@@ -35,12 +35,15 @@ def placeholders(gm: fx.GraphModule) -> list[fx.Node]:
 
 
 def is_parameter(node: fx.Node, example: object) -> bool:
-    """True for a parameter, or a buffer, that stays the same tensor from call to call."""
+    """True for a parameter, or a buffer of a module, that stays the same tensor from call to call.
+
+    A static cache's tensors stay the same too, and Dynamo marks them alike; but they belong to no module, and every
+    call writes to them.
+    """
     if isinstance(example, torch.nn.Parameter):
         return True
-    return isinstance(example, torch.Tensor) and "_dynamo_static_input_type" in node.meta.get(
-        "tensor_dict", {}
-    )
+    fixed = "_dynamo_static_input_type" in node.meta.get("tensor_dict", {})
+    return isinstance(example, torch.Tensor) and fixed and _KEY.search(_path(node)) is not None
 
 
 def needs_gradients(example_inputs: Sequence[object]) -> bool:

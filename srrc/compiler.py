@@ -102,7 +102,8 @@ def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., An
     route(graph, profile)
     write_result(graph.options.dump_dir, graph)
     check = guard_weights(graph, profile, {captured.fqns[name]: weight for name, weight in weights.items()})
-    return watched(graph, run, check, {id(weight) for weight in weights.values()})
+    fixed = {id(weight) for weight in weights.values() if isinstance(weight, torch.nn.Parameter)}
+    return watched(graph, run, check, fixed)
 
 
 def _dispatch(

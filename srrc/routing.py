@@ -103,10 +103,11 @@ def guard_weights(
 ) -> Callable[[], None]:
     """A check to make before each call: gates stay open for good once the weights are not the profile's any more.
 
-    weights: by name in the model. An edit that leaves the profile fitting (the same weights loaded again) changes
-    nothing.
+    weights: by name in the model; those that the profile knows are watched, since buffers may change on every call.
+    An edit that leaves the profile fitting (the same weights loaded again) changes nothing.
     """
-    watch = WeightWatch(weights)
+    known = {sample.name for sample in profile.samples}
+    watch = WeightWatch({name: weight for name, weight in weights.items() if name in known})
 
     def check() -> None:
         if not watch.changed() or graph.stale:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import fx
 from torch._dynamo.utils import counters
+from transformers import StaticCache
 
 import srrc
 from srrc import fingerprint
@@ -214,3 +215,26 @@ def test_weights_are_never_stale(edit: str, llama: Gated) -> None:
         llama.close(-1.0)
         scale = {"rtol": 0.03, "atol": 0.1} if edit == "cast" else {}
         torch.testing.assert_close(llama(), llama.expected(), **scale)
+
+
+def test_a_static_cache_is_no_weight_to_watch_and_feedback_writes_to_a_copy(
+    llama: Gated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llama.model.compile(backend="srr", options={"profile": llama.profile, "feedback": 1.0}, dynamic=False)
+    caches = [StaticCache(config=llama.model.config, max_cache_len=8) for _ in range(2)]
+    for cache in caches:  # its tensors are made, and marked as static, by the first call outside of Dynamo
+        llama.eager(torch.tensor([[1]]), past_key_values=cache)
+        cache.reset()
+    checked = []
+    for position, token in enumerate([3, 1, 4, 1, 5]):
+        if position == 2:  # compiled by now
+            monkeypatch.setattr(Profile, "check", lambda *_: checked.append(1))
+        call = {"input_ids": torch.tensor([[token]]), "position_ids": torch.tensor([[position]])}
+        with torch.no_grad():
+            expected = llama.eager(**call, past_key_values=caches[0]).logits
+            actual = llama.model(**call, past_key_values=caches[1]).logits
+        torch.testing.assert_close(actual, expected)
+    assert not checked, "every call looked at all weights again"
+    assert [cache.get_seq_length() for cache in caches] == [5, 5]
+    assert srrc.stats(llama.model)["fallbacks"] == {}
+    assert sum(graph.drift.samples for graph in compiled_graphs(llama.model)) == 5
