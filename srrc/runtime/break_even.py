@@ -1,13 +1,14 @@
 """Where a gate begins to pay on this machine: measured on its own op, its own weights, before it is trusted.
 
 A gate is never slower for nothing: deciding costs time, and skipping must save more. For each gate the op is timed
-open, with a threshold that drops nothing, and with one that drops half; a line through the last two tells from which
-fraction on it beats the open op. A plan that asks for less leaves the gate open. The line flatters small fractions,
-where rows are read with gaps between them, which memory serves worse than a stream.
+open, and with thresholds that drop nothing, a quarter and a half; the line from point to point tells from which
+fraction on it beats the open op. A plan that asks for less leaves the gate open. One line from nothing to a half would
+flatter what lies between: rows are read with gaps between them, which memory serves worse than a stream.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import TypeVar
@@ -21,6 +22,9 @@ K = TypeVar("K")
 ROUNDS = 5
 """Times each setting is timed; the settings take turns, and so do the gates, so that weights come from memory. The
 quickest counts: on a busy machine the others tell of the machine."""
+
+FRACTIONS = (0.0, 0.25, 0.5)
+"""Of units dropped, at which a gate is timed."""
 
 NEVER = 1.0
 """A break-even fraction that no plan reaches: the gate stays open."""
@@ -80,7 +84,7 @@ def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_cou
 
     Rows that are computed together only save what all of them drop. The fraction is a row's own, for rows that agree by
     chance alone.
-    Costs `ROUNDS` times three runs of each op, and a dozen to find its thresholds: about a second for 60 ops of 0.3 ms.
+    Costs `ROUNDS` times four runs of each op, and some thirty to find thresholds: about a second for 60 ops of 0.3 ms.
     """
     pairs = [(call, gate) for call in calls for gate in call.gates if gate.flops > 0]
     pairs.sort(
@@ -90,10 +94,10 @@ def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_cou
     for call in calls:
         for gate in call.gates:
             _set(gate, OPEN[0])
-    settings = [(OPEN[0], 0.0, _threshold(call, gate, 0.5)) for call, gate in pairs]
-    times: list[tuple[list[float], list[float], list[float]]] = [([], [], []) for _ in pairs]
+    settings = [(OPEN[0], *(_threshold(call, gate, f) for f in FRACTIONS)) for call, gate in pairs]
+    times: list[list[list[float]]] = [[[] for _ in thresholds] for thresholds in settings]
     for _ in range(ROUNDS):
-        for setting in range(3):
+        for setting in range(1 + len(FRACTIONS)):
             for (call, gate), thresholds, seen in zip(pairs, settings, times, strict=True):
                 _set(gate, thresholds[setting])
                 started = clock()
@@ -106,7 +110,10 @@ def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_cou
             gate.record.copy_(record)
             gate.counters.copy_(counters)
     pooled = _pooled([(call.shape, _row(call, gate)) for call, gate in pairs], times)
-    crossings = {key: crossing(*seconds) for key, seconds in pooled.items()}
+    crossings = {
+        key: crossing(opened, dict(zip(FRACTIONS, dropping, strict=True)))
+        for key, (opened, *dropping) in pooled.items()
+    }
     return {gate.id: crossings[call.shape, _row(call, gate)] ** (1 / gate.rows) for call, gate in pairs}
 
 
@@ -118,13 +125,18 @@ def _pooled(keys: Sequence[K], times: Sequence[Sequence[Sequence[float]]]) -> di
     return {key: [median(setting) for setting in zip(*pool, strict=True)] for key, pool in pools.items()}
 
 
-def crossing(opened: float, none: float, half: float) -> float:
-    """The dropped fraction at which the line from (0, `none`) through (0.5, `half`) falls to `opened` (seconds)."""
-    if none <= opened:
-        return 0.0
-    if half >= none:
-        return NEVER
-    return min(NEVER, 0.5 * (none - opened) / (none - half))
+def crossing(opened: float, dropping: Mapping[float, float]) -> float:
+    """The dropped fraction from which on the op takes less than `opened` seconds.
+
+    dropping: fraction -> seconds, by rising fraction; straight lines between, and the last one goes on
+    """
+    points = [*dropping.items()]
+    for (low, before), (high, after) in reversed([*pairwise(points)]):
+        if before > opened or ((high, after) == points[-1] and after > opened):
+            if after >= before:
+                return NEVER
+            return min(NEVER, low + (high - low) * (before - opened) / (before - after))
+    return 0.0
 
 
 def _row(call: GatedCall, gate: Gate) -> int:
@@ -133,6 +145,8 @@ def _row(call: GatedCall, gate: Gate) -> int:
 
 def _threshold(call: GatedCall, gate: Gate, fraction: float) -> float:
     """A threshold that drops about `fraction` of the units for this call's input, by bisection on the counters."""
+    if not fraction:
+        return 0.0
     low, high = 0.0, 1e-6
     while _dropped(call, gate, high) < fraction and high < 1e12:
         low, high = high, high * 16

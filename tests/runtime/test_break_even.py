@@ -1,11 +1,19 @@
-"""Where a gate begins to pay: the line, the threshold found by counting, and ops whose gate never pays."""
+"""Where a gate begins to pay: the lines, the thresholds found by counting, and ops whose gate never pays."""
 
 import dataclasses
 
 import pytest
 import torch
 
-from srrc.runtime.break_even import NEVER, BranchCall, GatedCall, branch_break_even, break_even, crossing
+from srrc.runtime.break_even import (
+    FRACTIONS,
+    NEVER,
+    BranchCall,
+    GatedCall,
+    branch_break_even,
+    break_even,
+    crossing,
+)
 from srrc.runtime.gates import Gate
 
 
@@ -35,11 +43,20 @@ def op(clock: Clock, gate: Gate, unit: float, deciding: float):
 
 
 @pytest.mark.parametrize(
-    ("opened", "none", "half", "expected"),
-    [(10.0, 11.0, 6.0, 0.1), (10.0, 9.0, 5.0, 0.0), (10.0, 12.0, 12.0, NEVER), (10.0, 30.0, 29.0, NEVER)],
+    ("opened", "dropping", "expected"),
+    [
+        (10.0, (11.0, 8.5, 6.0), 0.1),
+        (10.0, (9.0, 7.0, 5.0), 0.0),
+        (10.0, (10.5, 10.5, 6.0), 0.25 + 0.25 * 0.5 / 4.5),  # gaps cost what a quarter saves
+        (10.0, (9.9, 10.5, 9.5), 0.375),  # what is seen at 0 is noise
+        (10.0, (14.0, 13.0, 11.0), 0.625),  # beyond what was timed
+        (10.0, (12.0, 12.0, 12.0), NEVER),
+        (10.0, (30.0, 29.5, 29.0), NEVER),
+        (10.0, (9.0, 9.0, 11.0), NEVER),
+    ],
 )
-def test_the_crossing(opened, none, half, expected):
-    assert crossing(opened, none, half) == pytest.approx(expected)
+def test_the_crossing(opened, dropping, expected):
+    assert crossing(opened, dict(zip(FRACTIONS, dropping, strict=True))) == pytest.approx(expected)
 
 
 def test_a_cheap_decision_pays_early_and_a_dear_one_never():
