@@ -24,8 +24,12 @@ from srrc.pathways.neuron import Mlp
 from srrc.pathways.patterns import is_call
 from srrc.pathways.vocab import Head
 from srrc.reasons import Reason, Refusal
+from srrc.runtime.release import Span, release
 
 log = logging.getLogger("srrc.plan")
+
+_AT_A_TIME = 32 << 20
+"""Bytes of old layouts that may wait for their release: what packing adds to the peak of memory."""
 
 GATED_OPS = ("srr.channel_linear", "srr.neuron_mlp")
 
@@ -44,6 +48,7 @@ class PackWeights:
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
         """Lay out the weights; the graph stays, its values get the new strides."""
+        left: list[Span] = []
         for node in [linear.weight for linear in gated_linears(context.pathways, self.source)]:
             weight = self.source.weights[node.name]
             if weight.dim() != 2 or not _only_linears(node):
@@ -53,9 +58,15 @@ class PackWeights:
             if not owns_storage(weight):
                 context.refusals.append(Refusal(context.fqns[node.name], "channel", Reason.SHARED_STORAGE))
             elif _tell_dynamo(node, weight):
+                left.append((weight.data_ptr(), weight.data_ptr() + weight.nbytes))
                 pack_input_major(weight)
+                if sum(end - start for start, end in left) > _AT_A_TIME:
+                    release(left)
+                    left.clear()
                 with self.fake_mode:
                     node.meta["example_value"] = value_of(node).t().contiguous().t()
+        if left:
+            release(left)
         return gm
 
 
