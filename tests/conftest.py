@@ -40,6 +40,18 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[str]:
     build.use_capability(used)
 
 
+class Letters:
+    """A tokenizer whose tokens are characters."""
+
+    def __call__(self, text: str, **options: Any) -> dict[str, Any]:
+        return {"input_ids": [ord(letter) % 256 for letter in text]}
+
+
+@pytest.fixture(scope="session")
+def letters() -> Letters:
+    return Letters()
+
+
 @dataclass
 class Captured:
     """One graph of a model: `gm` as captured, and the arguments of its first call, as they were before it."""

@@ -22,14 +22,6 @@ from srrc.relevance.calibrate import run_dense
 from srrc.relevance.information import Settings, together
 from srrc.relevance.replay import Replay
 
-
-class Letters:
-    """A tokenizer whose tokens are characters."""
-
-    def __call__(self, text: str, **options: Any) -> dict[str, Any]:
-        return {"input_ids": [ord(letter) % 256 for letter in text]}
-
-
 TEXT = " ".join(f"the {word} of {number}" for number in range(200) for word in ("cost", "gate", "plan"))
 
 
@@ -39,9 +31,9 @@ def llama() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def calibrated() -> tuple[nn.Module, Profile]:
+def calibrated(letters: Any) -> tuple[nn.Module, Profile]:
     model = llama()
-    return model, srrc.calibrate(model, Letters(), TEXT, windows=4, length=24, progress=False)
+    return model, srrc.calibrate(model, letters, TEXT, windows=4, length=24, progress=False)
 
 
 def test_every_gate_has_a_curve(calibrated: tuple[nn.Module, Profile]) -> None:
@@ -82,13 +74,13 @@ def test_it_survives_a_file_and_fits_its_model(calibrated: tuple[nn.Module, Prof
     assert plan(back, budget=0.8).thresholds == plan(profile, budget=0.8).thresholds
 
 
-def test_the_model_is_left_as_it_was() -> None:
+def test_the_model_is_left_as_it_was(letters: Any) -> None:
     model = llama()
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     strides = {name: parameter.stride() for name, parameter in model.named_parameters()}
     model.train()
     model.requires_grad_(True)
-    srrc.calibrate(model, Letters(), TEXT, windows=1, length=8, quick=True, progress=False)
+    srrc.calibrate(model, letters, TEXT, windows=1, length=8, quick=True, progress=False)
     assert model.training
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name])
@@ -97,9 +89,9 @@ def test_the_model_is_left_as_it_was() -> None:
         assert parameter.grad is None
 
 
-def test_it_is_repeatable() -> None:
+def test_it_is_repeatable(letters: Any) -> None:
     first, second = (
-        srrc.calibrate(llama(), Letters(), TEXT, windows=2, length=12, quick=True, progress=False)
+        srrc.calibrate(llama(), letters, TEXT, windows=2, length=12, quick=True, progress=False)
         for _ in range(2)
     )
     assert first.texts["sha256"] == second.texts["sha256"]
@@ -107,9 +99,9 @@ def test_it_is_repeatable() -> None:
         assert torch.equal(gate.drift, second.gates[name].drift)
 
 
-def test_neuron_gates_come_when_asked_for() -> None:
+def test_neuron_gates_come_when_asked_for(letters: Any) -> None:
     profile = srrc.calibrate(
-        llama(), Letters(), TEXT, windows=2, length=12, quick=True, neurons=True, progress=False
+        llama(), letters, TEXT, windows=2, length=12, quick=True, neurons=True, progress=False
     )
     name = "neuron:model.layers.0.mlp.gate_proj.weight/neuron"
     assert profile.gates[name].drift[-1] > 0
@@ -121,13 +113,13 @@ LETTERS = "".join(random.Random(0).choices(string.printable, k=8000))
 
 
 @pytest.fixture(scope="module")
-def layered() -> tuple[nn.Module, Profile]:
+def layered(letters: Any) -> tuple[nn.Module, Profile]:
     model = llama()
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return model, srrc.calibrate(model, Letters(), LETTERS, windows=4, length=48, layers=True, progress=False)
+    return model, srrc.calibrate(model, letters, LETTERS, windows=4, length=48, layers=True, progress=False)
 
 
 def test_layer_gates_come_when_asked_for(layered: tuple[nn.Module, Profile]) -> None:
@@ -179,13 +171,13 @@ def test_a_probe_tells_how_much_a_branch_adds(layered: tuple[nn.Module, Profile]
 
 
 def test_layer_gates_that_no_plan_takes_are_left_out(
-    layered: tuple[nn.Module, Profile], monkeypatch: pytest.MonkeyPatch
+    layered: tuple[nn.Module, Profile], monkeypatch: pytest.MonkeyPatch, letters: Any
 ) -> None:
     model, _ = layered
     torch._dynamo.reset()
     monkeypatch.setattr("srrc.calibration.USEFUL_DRIFT", 0.0)
     options = {"windows": 2, "length": 24, "quick": True, "layers": True, "progress": False}
-    profile = srrc.calibrate(model, Letters(), LETTERS, **options)
+    profile = srrc.calibrate(model, letters, LETTERS, **options)
     assert not any(name.startswith("residual:") for name in (*profile.gates, *profile.vectors))
     assert any(name.startswith("channel:") for name in profile.gates)
 
@@ -224,13 +216,13 @@ class TestRefusals:
             srrc.calibrate(llama(), batches=[], progress=False)
 
     @pytest.mark.parametrize("given", [{"windows": 0}, {"length": -3}, {"windows": 1.5}, {"length": True}])
-    def test_sizes(self, given: dict[str, Any]) -> None:
+    def test_sizes(self, given: dict[str, Any], letters: Any) -> None:
         with pytest.raises(OptionError, match="whole number of at least 1"):
-            srrc.calibrate(llama(), Letters(), TEXT, progress=False, **given)
+            srrc.calibrate(llama(), letters, TEXT, progress=False, **given)
 
-    def test_too_little_text(self) -> None:
+    def test_too_little_text(self, letters: Any) -> None:
         with pytest.raises(ModelError, match="2 tokens are too little"):
-            srrc.calibrate(llama(), Letters(), "ab", progress=False)
+            srrc.calibrate(llama(), letters, "ab", progress=False)
 
     def test_a_graph_break(self) -> None:
         class Breaks(nn.Module):
@@ -257,8 +249,8 @@ class TestRefusals:
             srrc.calibrate(model, batches=[torch.randn(3, 4), torch.randn(5, 4)], progress=False)
 
 
-def test_the_bar_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
-    srrc.calibrate(llama(), Letters(), TEXT, windows=1, length=8, quick=True)
+def test_the_bar_goes_to_standard_error(capsys: pytest.CaptureFixture[str], letters: Any) -> None:
+    srrc.calibrate(llama(), letters, TEXT, windows=1, length=8, quick=True)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "calibrating" in captured.err

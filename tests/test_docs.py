@@ -32,13 +32,6 @@ COMMANDS = found(r"^(?:    |[^\n`]*`)(srrc [a-z]+[^`\n]*)")
 TARGETS = found(r"^    make ([a-z-]+)")
 
 
-class Letters:
-    """A tokenizer whose tokens are characters."""
-
-    def __call__(self, text: str, **options: Any) -> dict[str, Any]:
-        return {"input_ids": [ord(letter) % 256 for letter in text]}
-
-
 def test_there_is_something_to_check():
     assert SNIPPETS
     assert len(COMMANDS) >= 6
@@ -47,11 +40,15 @@ def test_there_is_something_to_check():
 
 @pytest.mark.parametrize("code", SNIPPETS)
 def test_snippets_run_on_a_tiny_model(
-    code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    code: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    letters: Any,
 ) -> None:
-    def load(name: str) -> tuple[torch.nn.Module, Letters]:
+    def load(name: str) -> tuple[torch.nn.Module, Any]:
         assert name in models_zoo.names()
-        return families.tiny("llama").model, Letters()
+        return families.tiny("llama").model, letters
 
     torch._dynamo.reset()
     monkeypatch.chdir(tmp_path)

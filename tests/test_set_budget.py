@@ -14,21 +14,13 @@ from srrc.models_zoo import families
 from srrc.profile import Profile
 from srrc.report import compiled_graphs
 
-
-class Letters:
-    """A tokenizer whose tokens are characters."""
-
-    def __call__(self, text: str, **options: Any) -> dict[str, Any]:
-        return {"input_ids": [ord(letter) % 256 for letter in text]}
-
-
 TEXT = " ".join(f"the {word} of {number}" for number in range(200) for word in ("cost", "gate", "plan"))
 
 
 @pytest.fixture(scope="module")
-def profile() -> Profile:
+def profile(letters: Any) -> Profile:
     torch._dynamo.reset()
-    return srrc.calibrate(families.tiny("llama").model, Letters(), TEXT, windows=2, length=24, progress=False)
+    return srrc.calibrate(families.tiny("llama").model, letters, TEXT, windows=2, length=24, progress=False)
 
 
 @pytest.fixture
