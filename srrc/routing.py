@@ -141,7 +141,8 @@ def watched(
             dense = dense_answer(run, args, graph.gates, parameters)[graph.output[0]]
         before = graph.ledger.before(graph.gates)
         routed = run(*args)
-        graph.ledger.after(number, graph.gates, before)
+        relevance = {} if graph.plan is None else graph.plan.relevance
+        graph.ledger.after(number, graph.gates, before, relevance)
         if dense is not None and graph.output is not None:
             graph.drift.add(drift_between(dense, routed[graph.output[0]], logits=graph.output[1]))
         return routed

@@ -57,6 +57,22 @@ def test_it_moves_graphs_that_are_and_that_will_be_and_recompiles_nothing(
     assert {tuple(gate.record.tolist()) for gate in graph.gates} == {(-1.0, 0.0)}
 
 
+def test_the_ledger_says_what_each_gate_decided_by(model: nn.Module, profile: Profile) -> None:
+    model.compile(backend="srr", options={"budget": 0.5, "profile": profile}, dynamic=False)
+    call(model)
+    call(model)
+    (graph,) = compiled_graphs(model)
+    entries = {entry.gate: entry for entry in srrc.explain(model).ledger}
+    assert entries.keys() == {gate.id for gate in graph.gates}
+    for gate in graph.gates:
+        entry = entries[gate.id]
+        assert (entry.call, entry.signature) == (1, "decode"), "one call of many is sampled, and the first is"
+        assert entry.threshold == float(gate.record[0])
+        assert entry.relevance == graph.plan.relevance.get(gate.id)
+        assert 0 <= entry.kept <= 1
+    assert any(entry.kept < 1 and entry.relevance is not None for entry in entries.values())
+
+
 def test_before_the_first_call_it_holds_for_what_is_compiled_then(model: nn.Module, profile: Profile) -> None:
     compiled: Any = torch.compile(model, backend="srr", options={"budget": 0.9, "profile": profile})
     srrc.set_budget(compiled, 0.6)

@@ -2,7 +2,7 @@
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from srrc.runtime.gates import Gate
@@ -21,6 +21,8 @@ class Entry:
     call:      the graph's how-manieth
     signature: phase of the specialisation that ran
     gate:      its id
+    relevance: SR = dI / dC at the margin, nats per FLOP: what its next unit is worth by the plan that set the
+               threshold; None for a gate that no plan has spoken about
     threshold: the score that a unit had to exceed; negative for an open gate
     kept:      fraction of the offered units whose score did
     trusted:   False where the guard failed for a row, which then kept everything
@@ -29,6 +31,7 @@ class Entry:
     call: int
     signature: str
     gate: str
+    relevance: float | None
     threshold: float
     kept: float
     trusted: bool
@@ -49,8 +52,14 @@ class Ledger:
         """What the counters say before the call."""
         return [gate.counters.tolist() for gate in gates]
 
-    def after(self, call: int, gates: Sequence[Gate], before: Sequence[Sequence[int]]) -> None:
-        """Record the call."""
+    def after(
+        self,
+        call: int,
+        gates: Sequence[Gate],
+        before: Sequence[Sequence[int]],
+        relevance: Mapping[str, float],
+    ) -> None:
+        """Record the call. relevance: by gate id, as the plan has it."""
         entries = []
         for gate, old in zip(gates, before, strict=True):
             offered, executed, failed, *_ = (
@@ -58,7 +67,8 @@ class Ledger:
             )
             if offered > 0:
                 kept = executed / offered
-                entries.append(Entry(call, gate.phase, gate.id, float(gate.record[0]), kept, failed == 0))
+                threshold, worth = float(gate.record[0]), relevance.get(gate.id)
+                entries.append(Entry(call, gate.phase, gate.id, worth, threshold, kept, failed == 0))
         with self._lock:
             self._entries.extend(entries)
 
