@@ -78,31 +78,32 @@ class Run:
             "dtype": settings.dtype,
             "threads": settings.threads,
             "cache_length": settings.cache_length,
+            "batch": settings.batch,
         }
 
     def _compile(self, name: str, again: str) -> Any:
         self.say(f"compiling for {name}{again}")
         plan = asdict(plan_for(name, self.settings))
-        return self.lineup.ask(name, "compile", plan=plan, prompt=self.workload.prompts[0])
+        return self.lineup.ask(name, "compile", plan=plan, prompts=self.workload.prompts[0])
 
     def _ask(self, variant: Variant, do: str, **arguments: Any) -> Any:
         return self.lineup.ask(variant.process, do, slot=variant.name, budget=variant.budget, **arguments)
 
     def _warm_up(self) -> None:
         for variant in self.variants:
-            self._ask(variant, "start", prompt=self.workload.prompts[0])
+            self._ask(variant, "start", prompts=self.workload.prompts[0])
             self._ask(variant, "steps", count=_WARM_UP)
 
     def _speed(self, samples: dict[str, Samples]) -> None:
         settings, turn = self.settings, 0
-        for index, prompt in enumerate(self.workload.prompts):
+        for index, prompts in enumerate(self.workload.prompts):
             self.say(f"prompt {index + 1} of {len(self.workload.prompts)}")
             present = [v for v in self.variants if v.exact or index < settings.rounds]
             for variant in _rotated(present, turn):
-                begun = self._ask(variant, "start", prompt=prompt)
+                begun = self._ask(variant, "start", prompts=prompts)
                 if begun is not None:
                     mine = samples[variant.name]
-                    mine.prefills[index], mine.tokens[index] = begun["seconds"], [begun["token"]]
+                    mine.prefills[index], mine.tokens[index] = begun["seconds"], begun["tokens"]
                     mine.prefill_work.update(begun["work"])
             # The first new token came with the prefill.
             for part, done in enumerate(range(1, settings.new_tokens, settings.slice_steps)):

@@ -41,12 +41,14 @@ def _row(variant: Variant, samples: Mapping[str, Samples], settings: Settings) -
         "name": variant.name,
         "kind": variant.kind,
         "budget": variant.budget,
-        "decode_tokens_per_s": 1000 / decode["median"] if decode else None,
+        "decode_tokens_per_s": 1000 * settings.batch / decode["median"] if decode else None,
         "decode_ms": decode,
-        "prefill_tokens_per_s": 1000 * settings.prefill_length / prefill["median"] if prefill else None,
+        "prefill_tokens_per_s": 1000 * settings.batch * settings.prefill_length / prefill["median"]
+        if prefill
+        else None,
         "prefill_ms": prefill,
         "speedups": {name: _speedup(samples[name], mine) for name in BASELINES if name in samples},
-        **_work(mine, samples.values()),
+        **_work(mine, samples.values(), settings.batch),
         **_memory(mine),
         "compile_cold_s": _compile_seconds(mine.compiled) if timed else None,
         "compile_warm_s": _compile_seconds(mine.warm) if timed else None,
@@ -76,7 +78,7 @@ def _middle(seconds: Sequence[float]) -> float:
     return found["median"]
 
 
-def _work(mine: Samples, everyone: Any) -> dict[str, Any]:
+def _work(mine: Samples, everyone: Any, batch: int) -> dict[str, Any]:
     """FLOPs and bytes a decoded token and a prefill, as srrc counts them.
 
     A backend that counts nothing computes the dense model, whose cost srrc counts beside.
@@ -87,9 +89,9 @@ def _work(mine: Samples, everyone: Any) -> dict[str, Any]:
     for name in ("flops", "bytes"):
         which = f"{name}_executed" if counts else f"{name}_dense"
         steps, prefills = (source.decode_steps, len(source.prefills)) if source else (0, 0)
-        found[f"{name}_per_token"] = source.decode_work[which] / steps if source and steps else None
+        found[f"{name}_per_token"] = source.decode_work[which] / steps / batch if source and steps else None
         found[f"{name}_per_prefill"] = source.prefill_work[which] / prefills if source and prefills else None
-        dense = source.decode_work[f"{name}_dense"] / steps if source and steps else None
+        dense = source.decode_work[f"{name}_dense"] / steps / batch if source and steps else None
         found[f"{name}_of_dense"] = found[f"{name}_per_token"] / dense if dense else None
     return found
 

@@ -19,6 +19,7 @@ from srrc import models_zoo
 from srrc.bench.generation import compile_for
 from srrc.bench.plan import Plan
 from srrc.bench.reading import Read, read_logits
+from srrc.bench.workload import batches
 from srrc.errors import ModelError
 
 Work = dict[str, float]
@@ -30,14 +31,16 @@ _COUNTED = ("calls", "flops_executed", "flops_dense", "bytes_executed", "bytes_d
 class Session:
     """A loaded model; every method runs without gradients.
 
+    batch: rows of every call
     fallbacks: what srrc ran dense, by reason, since the session began
     """
 
-    def __init__(self, model: str, dtype: str, cache_length: int) -> None:
+    def __init__(self, model: str, dtype: str, cache_length: int, batch: int = 1) -> None:
         from transformers import StaticCache
 
         self.model, _ = models_zoo.load(model, dtype=getattr(torch, dtype))
         self._cache: Any = StaticCache(config=self.model.config, max_cache_len=cache_length)
+        self._batch = batch
         self.fallbacks: Counter[str] = Counter()
         self._backend = "eager"
         self._budget: float | None = None
@@ -52,7 +55,9 @@ class Session:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         with torch.no_grad():
             # Through forward, which is never compiled: the cache's tensors must be there before Dynamo looks.
-            self.model.forward(input_ids=torch.zeros((1, 1), dtype=torch.long), past_key_values=self._cache)
+            self.model.forward(
+                input_ids=torch.zeros((batch, 1), dtype=torch.long), past_key_values=self._cache
+            )
 
     def weight_bytes(self) -> int:
         """Bytes of the parameters and buffers, tied ones once."""
@@ -62,7 +67,7 @@ class Session:
         }
         return sum(storages.values())
 
-    def compile(self, plan: Plan, prompt: Sequence[int]) -> dict[str, float]:
+    def compile(self, plan: Plan, prompts: Sequence[Sequence[int]]) -> dict[str, float]:
         """Compile, and run the prefill and one decode step twice.
 
         Returns seconds of the first run (`first_s`) and of the second (`second_s`).
@@ -72,25 +77,28 @@ class Session:
         seconds = []
         for _ in range(2):
             begin = time.perf_counter()
-            self.start("", prompt, plan.budget)
+            self.start("", prompts, plan.budget)
             self.steps("", 2, plan.budget)
             seconds.append(time.perf_counter() - begin)
         return {"first_s": seconds[0], "second_s": seconds[1]}
 
-    def start(self, slot: str, prompt: Sequence[int], budget: float | None) -> dict[str, Any]:
-        """Prefill an empty cache. Returns `seconds`, the first new `token`, and the `work` of it."""
+    def start(self, slot: str, prompts: Sequence[Sequence[int]], budget: float | None) -> dict[str, Any]:
+        """Prefill an empty cache with a batch of prompts of one length.
+
+        Returns `seconds`, the first new `tokens`, and the `work` of it.
+        """
         self._turn(slot, budget)
         self._cache.reset()
-        ids = torch.tensor([prompt])
+        ids = torch.tensor(prompts)
         begin = time.perf_counter()
         with torch.no_grad():
             token = self._prefill(ids)[:, -1:].argmax(-1)
         seconds = time.perf_counter() - begin
         self._tokens[slot] = token
-        return {"seconds": seconds, "token": int(token), "work": self._work()}
+        return {"seconds": seconds, "tokens": token.flatten().tolist(), "work": self._work()}
 
     def steps(self, slot: str, count: int, budget: float | None) -> dict[str, Any]:
-        """Decode greedily. Returns `seconds` of each step, the `tokens`, and the `work` of all steps."""
+        """Decode greedily. Returns `seconds` of each step, the `tokens` (those of a step together), and the `work`."""
         self._turn(slot, budget)
         token, seconds, tokens = self._tokens[slot], [], []
         with torch.no_grad():
@@ -98,7 +106,7 @@ class Session:
                 begin = time.perf_counter()
                 token = self._step(token)[:, -1:].argmax(-1)
                 seconds.append(time.perf_counter() - begin)
-                tokens.append(int(token))
+                tokens += token.flatten().tolist()
         self._tokens[slot] = token
         return {"seconds": seconds, "tokens": tokens, "work": self._work()}
 
@@ -111,19 +119,22 @@ class Session:
         reference: Path,
         write: bool,
     ) -> Read:
-        """Read windows: `prefill` tokens at once, then one decode step a token, each judged on the next.
+        """Read batches of windows: `prefill` tokens at once, then one decode step a token, judged on the next one.
 
         The logits are written to `reference`, or compared with those there (where it exists).
         """
         self._turn(slot, budget)
 
         def rows() -> Iterator[tuple[Tensor, int]]:
-            for window in windows:
+            for together in batches(windows, self._batch):
                 self._cache.reset()
-                self._prefill(torch.tensor([window[:prefill]]))
-                for token, following in pairwise(window[prefill:]):
+                self._prefill(torch.tensor([window[:prefill] for window in together]))
+                for tokens, following in pairwise(
+                    zip(*(window[prefill:] for window in together), strict=True)
+                ):
                     # A slice of a longer tensor has other strides, for which Dynamo would compile again.
-                    yield self._step(torch.tensor([[token]]))[0, -1], following
+                    step = self._step(torch.tensor([[token] for token in tokens]))
+                    yield from zip(step[:, -1], following, strict=True)
 
         with torch.no_grad():
             made = read_logits(rows(), reference, write=write)

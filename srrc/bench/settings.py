@@ -18,7 +18,8 @@ class Settings:
 
     model:          as `srrc.models_zoo.load` takes it
     threads:        of every process
-    prompts:        how many prompts each dense variant continues
+    batch:          rows of every call, each with a text of its own
+    prompts:        how many prompts (batches of them) each dense variant continues
     rounds:         how many of them the routed variants continue too
     new_tokens:     tokens written after each prompt; also the tokens read of each held-out window
     prefill_length: tokens of each prompt
@@ -31,6 +32,7 @@ class Settings:
     model: str
     dtype: str = "float32"
     threads: int = 1
+    batch: int = 1
     prompts: int = 20
     rounds: int = 8
     new_tokens: int = 128
@@ -48,7 +50,7 @@ class Settings:
 
     def check(self) -> "Settings":
         """Itself. Raises OptionError for a value that cannot be measured with."""
-        for name in ("threads", "prompts", "rounds", "new_tokens", "slice_steps", "heldout_tokens"):
+        for name in ("threads", "batch", "prompts", "rounds", "new_tokens", "slice_steps", "heldout_tokens"):
             _whole(name, getattr(self, name), 1)
         _whole("prefill_length", self.prefill_length, 2)
         if self.dtype not in DTYPES:

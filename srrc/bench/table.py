@@ -12,7 +12,8 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     """Speed, and what it costs: a row a variant; times are medians with their quartiles."""
     machine, settings = result["machine"], result["settings"]
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
-    where = f"{result['model']}, {settings['dtype']}, {threads}, {machine['processor']}"
+    batch = f", batch {settings['batch']}" if settings["batch"] > 1 else ""
+    where = f"{result['model']}, {settings['dtype']}{batch}, {threads}, {machine['processor']}"
     return [
         _table(f"Speed: {where}", _SPEED, result),
         _table("Work, memory, compilation, quality", _REST, result),
@@ -93,7 +94,7 @@ _NAME: Columns = (("variant", lambda row: str(row["name"])),)
 
 _SPEED: Columns = (
     *_NAME,
-    ("ms a token", _time("decode_ms")),
+    ("ms a step", _time("decode_ms")),
     ("over inductor", _speedup("inductor", "decode")),
     ("over frozen", _speedup("inductor-frozen", "decode")),
     ("prefill ms", _time("prefill_ms")),

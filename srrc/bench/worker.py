@@ -28,7 +28,7 @@ class Answers:
         self._cache = cache
         self._session: Any = None
 
-    def load(self, model: str, dtype: str, threads: int, cache_length: int) -> Any:
+    def load(self, model: str, dtype: str, threads: int, cache_length: int, batch: int = 1) -> Any:
         """Load the model."""
         import torch
 
@@ -36,11 +36,11 @@ class Answers:
         from srrc.bench.session import Session
 
         torch.set_num_threads(threads)
-        self._session = Session(model, dtype, cache_length)
+        self._session = Session(model, dtype, cache_length, batch)
         reset_peak()  # loading may hold the weights twice, whatever runs them later
         return {"weight_bytes": self._session.weight_bytes(), "resident_bytes": resident()}
 
-    def compile(self, plan: dict[str, Any], prompt: list[int]) -> Any:
+    def compile(self, plan: dict[str, Any], prompts: list[list[int]]) -> Any:
         """Compile it."""
         from torch._inductor.async_compile import shutdown_compile_workers
 
@@ -49,7 +49,7 @@ class Answers:
 
         if self._cache is not None:
             os.environ[CACHE_VARIABLE] = self._cache
-        made = self._session.compile(Plan(**plan), prompt)
+        made = self._session.compile(Plan(**plan), prompts)
         shutdown_compile_workers()
         made["peak_bytes"], made["graphs"] = peak(), self._session.graphs()
         reset_peak()

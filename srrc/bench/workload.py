@@ -1,14 +1,16 @@
 """The tokens that every variant works on: prompts to continue, and held-out windows to read, by domain."""
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from srrc.bench.settings import Settings
 from srrc.errors import ModelError
 from srrc.models_zoo import texts
 from srrc.models_zoo.hugging_face import quiet_transformers
+
+Row = TypeVar("Row")
 
 RANDOM = "random tokens"
 """The one domain of a model without a tokenizer."""
@@ -16,12 +18,13 @@ RANDOM = "random tokens"
 
 @dataclass(frozen=True)
 class Workload:
-    """prompts: token ids, `prefill_length` each. windows: domain -> token ids, one window long each.
+    """prompts: batches of token ids, `prefill_length` each. windows: domain -> token ids, one window long each, whole
+    batches of them.
 
     No token is in two of them, and none was in the calibration part of its domain.
     """
 
-    prompts: tuple[tuple[int, ...], ...]
+    prompts: tuple[tuple[tuple[int, ...], ...], ...]
     windows: Mapping[str, tuple[tuple[int, ...], ...]]
 
 
@@ -32,11 +35,12 @@ def make_workload(model: Any, tokenizer: Any, settings: Settings) -> Workload:
     """
     if not (hasattr(model, "can_generate") and model.can_generate()):
         raise ModelError(f"{type(model).__name__} writes no text; the bench measures models that do")
-    per_domain = -(-settings.heldout_tokens // settings.new_tokens)
+    wanted = settings.prompts * settings.batch
+    per_domain = -(-settings.heldout_tokens // (settings.new_tokens * settings.batch)) * settings.batch
     # The last token of a window is only ever a target.
     window = settings.cache_length + 1
-    domains = _domains(model, tokenizer, settings.prompts * settings.prefill_length + per_domain * window)
-    share = -(-settings.prompts // len(domains))
+    domains = _domains(model, tokenizer, wanted * settings.prefill_length + per_domain * window)
+    share = -(-wanted // len(domains))
     prompts: list[list[tuple[int, ...]]] = []
     windows = {}
     for name, tokens in domains.items():
@@ -45,7 +49,13 @@ def make_workload(model: Any, tokenizer: Any, settings: Settings) -> Workload:
         windows[name] = tuple(pieces[:per_domain])
         prompts.append(pieces[per_domain:])
     in_turn = [prompt for row in zip(*prompts, strict=True) for prompt in row]
-    return Workload(tuple(in_turn[: settings.prompts]), windows)
+    return Workload(tuple(batches(in_turn[:wanted], settings.batch)), windows)
+
+
+def batches(rows: Sequence[Row], size: int) -> Iterator[tuple[Row, ...]]:
+    """Neighbours together, `size` at a time."""
+    for start in range(0, len(rows), size):
+        yield tuple(rows[start : start + size])
 
 
 def _domains(model: Any, tokenizer: Any, needed: int) -> dict[str, Sequence[int]]:

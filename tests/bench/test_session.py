@@ -17,14 +17,18 @@ from srrc.models_zoo import families
 PROMPTS = [[5, 9, 77, 31, 8, 200], [60, 61, 62, 7, 7, 9]]
 
 
-@pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch) -> Session:
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(name: str, *, dtype: torch.dtype | None = None) -> tuple[nn.Module, Any]:
         return families.tiny("llama").model.to(dtype=dtype), None
 
     monkeypatch.setattr(models_zoo, "load", load)
+
+
+@pytest.fixture
+def session() -> Session:
     made = Session("tiny", "float32", 16)
-    made.compile(Plan("eager"), PROMPTS[0])
+    made.compile(Plan("eager"), PROMPTS[:1])
     return made
 
 
@@ -37,16 +41,17 @@ def _greedy(prompt: list[int], count: int) -> list[int]:
 
 
 def test_it_writes_what_the_model_writes(session: Session) -> None:
-    begun = session.start("a", PROMPTS[0], None)
+    begun = session.start("a", PROMPTS[:1], None)
     made = session.steps("a", 5, None)
-    assert [begun["token"], *made["tokens"]] == _greedy(PROMPTS[0], 6)
+    assert begun["tokens"] + made["tokens"] == _greedy(PROMPTS[0], 6)
     assert len(made["seconds"]) == 5
     assert min(made["seconds"]) > 0
 
 
 def test_slots_that_take_turns_do_not_disturb_each_other(session: Session) -> None:
     written = {
-        name: [session.start(name, prompt, None)["token"]] for name, prompt in zip("ab", PROMPTS, strict=True)
+        name: session.start(name, [prompt], None)["tokens"]
+        for name, prompt in zip("ab", PROMPTS, strict=True)
     }
     for _ in range(3):
         for name in "ab":
@@ -68,6 +73,19 @@ def test_reading_judges_every_token_as_the_whole_window_at_once_would(
     assert max(again.kl) < 1e-9
     assert again.same == [1] * 8
     assert again.apart == 0.0
+
+
+def test_the_rows_of_a_batch_are_what_each_would_be_alone(tmp_path: Path) -> None:
+    session = Session("tiny", "float32", 16, batch=2)
+    session.compile(Plan("eager"), PROMPTS)
+    tokens = session.start("", PROMPTS, None)["tokens"] + session.steps("", 5, None)["tokens"]
+    assert [tokens[row::2] for row in range(2)] == [_greedy(prompt, 6) for prompt in PROMPTS]
+    windows = [[5, 9, 77, 31, 8, 200, 60, 61, 62], [60, 61, 62, 7, 7, 9, 200, 8, 31]]
+    both = session.read("", windows, 4, None, tmp_path / "logits", write=True)
+    alone = Session("tiny", "float32", 16)
+    alone.compile(Plan("eager"), PROMPTS[:1])
+    singles = [alone.read("", [w], 4, None, tmp_path / "none", write=False).loss for w in windows]
+    assert [both.loss[row::2] for row in range(2)] == [pytest.approx(loss, rel=1e-4) for loss in singles]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
