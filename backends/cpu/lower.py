@@ -2,11 +2,13 @@
 
 With a few rows (decoding) a linear is bound by the bytes of its weight, and per-call overhead counts: linears that
 share an input become one call, an MLP becomes one call, attention reads the cache without expanding or masking it.
+With many queries attention leaves out the keys that a mask hides from all of them, such as the empty rest of a cache.
 With many rows Inductor's GEMM is as fast, except in bf16 on a machine whose CPU has no bf16 arithmetic.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -27,7 +29,8 @@ NATIVE_DTYPES = (torch.float32, torch.bfloat16)
 
 @dataclass(frozen=True)
 class LowerDense:
-    """Replaces MLPs, linears and attention by `srr::dense_mlp`, `srr::dense_linear` and `srr::decode_attention`.
+    """Replaces MLPs, linears and attention by `srr::dense_mlp`, `srr::dense_linear`, `srr::decode_attention` and
+    `srr::prefill_attention`.
 
     fake_mode: Dynamo's, for the new nodes' values.
     """
@@ -67,12 +70,21 @@ class LowerDense:
             split_list(gm.graph, results, linears)
 
     def _attention(self, gm: fx.GraphModule, site: Attention, context: Context) -> None:
-        if not _attends_natively(site, context):
+        queries = size_of(value_of(site.q).shape[-2], context.sizes) if _attends_natively(site) else None
+        if queries is None:
             return
         scale = site.scale if site.scale is not None else 1.0 / math.sqrt(int(value_of(site.q).shape[-1]))
-        with gm.graph.inserting_before(site.node):
+        args: tuple[Any, ...]
+        if queries <= FEW_ROWS:
+            op = torch.ops.srr.decode_attention.default
             args = (site.q, site.k_base, site.v_base, site.mask, scale, site.is_causal)
-            node = emit(gm.graph, torch.ops.srr.decode_attention.default, args, self.fake_mode)
+        elif site.mask is not None and not site.is_causal:
+            op = torch.ops.srr.prefill_attention.default
+            args = (site.q, site.k_base, site.v_base, site.mask, scale)
+        else:
+            return  # torch's own skips nothing that it need not compute
+        with gm.graph.inserting_before(site.node):
+            node = emit(gm.graph, op, args, self.fake_mode)
         replace(gm.graph, (site.node,), site.node, node)
 
 
@@ -86,8 +98,8 @@ def _apart(linears: tuple[Linear, ...], context: Context) -> list[tuple[Linear, 
     return [tuple(group) for group in groups.values()]
 
 
-def _attends_natively(site: Attention, context: Context) -> bool:
-    """True for few queries, in a form that `srr::decode_attention` takes."""
+def _attends_natively(site: Attention) -> bool:
+    """True for attention in a form that srrc's operators take."""
     q, k = value_of(site.q), value_of(site.k_base)
     if q.dim() != 4 or k.dim() != 4 or q.device.type != "cpu" or q.dtype not in NATIVE_DTYPES:
         return False
@@ -95,14 +107,9 @@ def _attends_natively(site: Attention, context: Context) -> bool:
         return False  # autocast casts what the graph does not show
     if site.softcap is not None or site.dropout_p != 0.0:
         return False
-    if (
-        isinstance(site.scale, fx.Node)
-        or isinstance(site.is_causal, fx.Node)
-        or not isinstance(q.shape[-1], int)
-    ):
-        return False
-    queries = size_of(q.shape[-2], context.sizes)
-    return queries is not None and queries <= FEW_ROWS
+    return isinstance(q.shape[-1], int) and not (
+        isinstance(site.scale, fx.Node) or isinstance(site.is_causal, fx.Node)
+    )
 
 
 def wants_native(x: fx.Node, context: Context) -> bool:

@@ -11,6 +11,7 @@ from srrc.ops import (
     dense_mlp,
     layer_gate,
     neuron_mlp,
+    prefill_attention,
     vocab_head,
 )
 
@@ -21,5 +22,6 @@ __all__ = [
     "dense_mlp",
     "layer_gate",
     "neuron_mlp",
+    "prefill_attention",
     "vocab_head",
 ]

@@ -97,6 +97,13 @@ def test_attention(causal: bool) -> None:
     torch.testing.assert_close(ours, gradients(eager, leaves))
 
 
+def test_prefill_attention() -> None:
+    leaves = [leaf(2, 6, 10, 8), leaf(2, 2, 12, 8), leaf(2, 2, 12, 8), leaf(2, 1, 10, 12)]
+    ours = gradients(ops.prefill_attention(*leaves, 0.3), leaves)
+    eager = F.scaled_dot_product_attention(*leaves, scale=0.3, enable_gqa=True)
+    torch.testing.assert_close(ours, gradients(eager, leaves))
+
+
 def test_no_gradient_is_recorded_where_none_is_wanted() -> None:
     w = leaf(N, K)
     with torch.no_grad():

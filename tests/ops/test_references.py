@@ -126,6 +126,7 @@ def cases() -> dict[str, tuple[Any, tuple[Any, ...]]]:
         ),
         "neuron_mlp": (ops.neuron_mlp.default, (x, *mlp, "silu", *norms, gates, counters(3, 3))),
         "attention": (ops.decode_attention.default, (q, k, normal(2, 2, 9, 5), None, 0.3, False)),
+        "prefill_attention": (ops.prefill_attention.default, (q, k, k, normal(2, 1, 3, 9), 0.3)),
         "masked_attention": (ops.decode_attention.default, (q, k, k, normal(2, 1, 3, 9), 0.3, False)),
     }
 

@@ -57,7 +57,7 @@ struct Attention {
   int dtype = -1;
   int64_t batch = 0, heads = 0, queries = 0, depth = 0, kv_heads = 0, keys = 0, width = 0, group = 0;
 
-  bool read(const Call& call) {
+  bool read_tensors(const Call& call) {
     if (table_in_use == nullptr) return false;
     q = call.tensor(0), k = call.tensor(1), v = call.tensor(2);
     for (const Tensor* t : {&q, &k, &v}) {
@@ -67,10 +67,13 @@ struct Attention {
     dtype = dtype_of(q.scalar_type());
     batch = q.size(0), heads = q.size(1), queries = q.size(2), depth = q.size(3);
     kv_heads = k.size(1), keys = k.size(2), width = v.size(3);
-    if (dtype < 0 || queries > MAX_ROWS || heads % kv_heads != 0) return false;
-    if (k.size(0) != batch || v.size(0) != batch || v.size(1) != kv_heads || v.size(2) != keys || k.size(3) != depth)
-      return false;
+    if (dtype < 0 || heads % kv_heads != 0) return false;
     group = heads / kv_heads;
+    return k.size(0) == batch && v.size(0) == batch && v.size(1) == kv_heads && v.size(2) == keys &&
+           k.size(3) == depth;
+  }
+  bool read(const Call& call) {
+    if (!read_tensors(call) || queries > MAX_ROWS) return false;
     if (k.stride(3) != 1 && depth > 1) k = k.contiguous();
     if (v.stride(3) != 1 && width > 1) v = v.contiguous();
     if (!mask.read(call.maybe(3), q, keys)) return false;

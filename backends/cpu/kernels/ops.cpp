@@ -8,6 +8,7 @@
 #include "op_layer.h"
 #include "op_linear.h"
 #include "op_mlp.h"
+#include "op_prefill.h"
 
 namespace srr {
 
@@ -43,13 +44,15 @@ TORCH_LIBRARY_IMPL(srr, CPU, m) {
   m.impl("dense_mlp", torch::CppFunction::makeFromBoxedFunction<&dense_mlp>());
   m.impl("neuron_mlp", torch::CppFunction::makeFromBoxedFunction<&neuron_mlp>());
   m.impl("decode_attention", torch::CppFunction::makeFromBoxedFunction<&decode_attention>());
+  m.impl("prefill_attention", torch::CppFunction::makeFromBoxedFunction<&prefill_attention>());
   m.impl("layer_gate", torch::CppFunction::makeFromBoxedFunction<&layer_gate>());
   m.impl("vocab_head", torch::CppFunction::makeFromBoxedFunction<&vocab_head>());
 }
 
 TORCH_LIBRARY_IMPL(srr, AutogradCPU, m) {
   for (const char* name :
-       {"dense_linear", "channel_linear", "dense_mlp", "neuron_mlp", "decode_attention", "layer_gate", "vocab_head"})
+       {"dense_linear", "channel_linear", "dense_mlp", "neuron_mlp", "decode_attention", "prefill_attention",
+        "layer_gate", "vocab_head"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&autograd>());
 }
 
