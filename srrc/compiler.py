@@ -101,7 +101,11 @@ def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., An
         return run
     route(graph, profile)
     write_result(graph.options.dump_dir, graph)
-    check = guard_weights(graph, profile, {captured.fqns[name]: weight for name, weight in weights.items()})
+    named = {captured.fqns[name]: weight for name, weight in weights.items()}
+    positions = {
+        captured.fqns[n.name]: at for at, n in enumerate(placeholders(captured.gm)) if n.name in weights
+    }
+    check = guard_weights(graph, profile, positions, named)
     fixed = {id(weight) for weight in weights.values() if isinstance(weight, torch.nn.Parameter)}
     return watched(graph, run, check, fixed)
 

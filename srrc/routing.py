@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,21 +99,23 @@ def plan_that_pays(
 
 
 def guard_weights(
-    graph: CompiledGraph, profile: Profile, weights: Mapping[str, torch.Tensor]
-) -> Callable[[], None]:
-    """A check to make before each call: gates stay open for good once the weights are not the profile's any more.
+    graph: CompiledGraph, profile: Profile, positions: Mapping[str, int], weights: Mapping[str, torch.Tensor]
+) -> Callable[[Sequence[Any]], None]:
+    """A check of each call's arguments: gates stay open for good once the weights are not the profile's any more.
 
-    weights: by name in the model; those that the profile knows are watched, since buffers may change on every call.
-    An edit that leaves the profile fitting (the same weights loaded again) changes nothing.
+    positions, weights: by name in the model, where each stands among the arguments, and what it is now. Those that the
+    profile knows are watched, since buffers may change on every call. An edit that leaves the profile fitting (the same
+    weights loaded again) changes nothing.
     """
     known = {sample.name for sample in profile.samples}
-    watch = WeightWatch({name: weight for name, weight in weights.items() if name in known})
+    watch = WeightWatch({name: at for name, at in positions.items() if name in known}, weights)
 
-    def check() -> None:
-        if not watch.changed() or graph.stale:
+    def check(arguments: Sequence[Any]) -> None:
+        changed = watch.changed(arguments)
+        if changed is None or graph.stale:
             return
         try:
-            profile.check(watch.weights())
+            profile.check(changed)
         except ProfileError as error:
             graph.stale = True
             set_records(graph.gates, {})
@@ -123,7 +125,10 @@ def guard_weights(
 
 
 def watched(
-    graph: CompiledGraph, run: Callable[..., Any], check: Callable[[], None], parameters: set[int]
+    graph: CompiledGraph,
+    run: Callable[..., Any],
+    check: Callable[[Sequence[Any]], None],
+    parameters: set[int],
 ) -> Callable[..., Any]:
     """What Dynamo calls of a gated graph: the weights are checked each time, ledger and feedback on sampled calls.
 
@@ -132,7 +137,7 @@ def watched(
     fraction = graph.options.feedback
 
     def call(*args: Any) -> Any:
-        check()
+        check(args)
         number = graph.calls + 1
         if not graph.ledger.due(number) and not (fraction and due(number, fraction)):
             return run(*args)
