@@ -43,6 +43,7 @@ from srrc.runtime.costs import GraphCost, dense_cost
 from srrc.runtime.driver import Step, build_driver
 from srrc.runtime.fallback import fall_back
 from srrc.runtime.gates import GateStore
+from srrc.runtime.release import release
 from srrc.runtime.specialisations import Signature
 
 log = logging.getLogger("srrc.cache")
@@ -166,6 +167,7 @@ def _specialise(
         branches = branch_calls(context.gates, values, [*zip(regions, compiled, strict=True)])
         measured = break_even(gated_calls(context.gates, values)) | branch_break_even(branches, context.gates)
         graph.break_even = {**graph.break_even, **measured}
+    release(())  # compiling leaves as much in the allocator's arenas as a small model weighs
     return driver.run
 
 

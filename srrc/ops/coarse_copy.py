@@ -32,16 +32,19 @@ def coarse_copy(weight: Tensor, bias: Tensor | None, inverse: Tensor, mean: Tens
     vocabulary, width = weight.shape
     by_channel = torch.empty(width, vocabulary, dtype=torch.int8)
     scales, sums, squares = [], [], torch.zeros(width)
+    # Two blocks that are written over again: fresh ones would leave holes of hundreds of megabytes in the heap.
+    wide, other = torch.empty(2, min(vocabulary, SCALE_BLOCK), width)
     with torch.no_grad():
         for start in range(0, vocabulary, SCALE_BLOCK):
-            rows = weight[start : start + SCALE_BLOCK].to(torch.float32)
-            turned = rows @ inverse
+            block = weight[start : start + SCALE_BLOCK]
+            rows, turned = wide[: len(block)].copy_(block), other[: len(block)]
+            torch.mm(rows, inverse, out=turned)
             sums.append(rows @ mean)
-            squares += turned.square().sum(0)
-            scale = turned.abs().amax(0) / 127
+            squares += torch.mul(turned, turned, out=rows).sum(0)
+            scale = torch.abs(turned, out=rows).amax(0) / 127
             scale[scale == 0] = 1.0
             scales.append(scale)
-            by_channel[:, start : start + len(rows)] = (turned / scale).round_().t()
+            by_channel[:, start : start + len(block)] = turned.div_(scale).round_().t()
         total = torch.cat(sums)
         total = total if bias is None else total + bias.to(torch.float32)
     return CoarseCopy(by_channel.t(), torch.stack(scales), total, squares.sqrt())
