@@ -244,6 +244,7 @@ def demo(
     _options(budget if profile else None, None, profile)
     _load(model, dtype)  # fetch it, and fail on it, once
     rows = []
+    console = Console(width=None if sys.stdout.isatty() else 120)  # a log breaks no line of the table
     with _status("asking each backend in a process of its own; compiling takes minutes"):
         for name, row in run_demo(
             model,
@@ -253,10 +254,10 @@ def demo(
             profile=str(profile) if profile else None,
             dtype=dtype,
         ):
-            Console().print(f"[bold]{name}[/]: ", end="")
-            Console().print(row["text"], markup=False, highlight=False)
+            console.print(f"[bold]{name}[/]: ", end="")
+            console.print(row["text"], markup=False, highlight=False)
             rows.append((name, row))
-    Console().print(demo_table(rows))
+    console.print(demo_table(rows))
 
 
 def main() -> None:

@@ -13,6 +13,10 @@ from srrc.passes.rows import has_few_rows, rows_of
 from srrc.pathways.base import Linear
 from srrc.runtime.gates import Gate
 
+_BLOCK = 1 << 16
+"""Elements that are widened to float32 at once. Whole weights, one after another with small tensors kept between them,
+tear holes of hundreds of megabytes into the heap."""
+
 
 @dataclass(frozen=True)
 class GateSource:
@@ -39,7 +43,8 @@ class GateSource:
             weight = self.weights[linear.weight.name].detach()
             weight = weight.t() if linear.transposed else weight
             weight = weight if linear.rows is None else weight[slice(*linear.rows)]
-            total = total + torch.linalg.vector_norm(weight, dim=0, dtype=torch.float32) ** 2
+            for block in weight.split(max(1, _BLOCK // weight.shape[1])):
+                total = total + torch.linalg.vector_norm(block, dim=0, dtype=torch.float32) ** 2
         return total.sqrt()
 
 
