@@ -43,7 +43,9 @@ class GateSource:
             weight = self.weights[linear.weight.name].detach()
             weight = weight.t() if linear.transposed else weight
             weight = weight if linear.rows is None else weight[slice(*linear.rows)]
-            for block in weight.split(max(1, _BLOCK // weight.shape[1])):
+            height = max(1, _BLOCK // weight.shape[1])
+            for start in range(0, len(weight), height):
+                block = weight[start : start + height]
                 total = total + torch.linalg.vector_norm(block, dim=0, dtype=torch.float32) ** 2
         return total.sqrt()
 
