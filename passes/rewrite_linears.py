@@ -19,6 +19,8 @@ _SWAPS: dict[str, tuple[tuple[Any, ...], ...]] = {
     "transpose": ((0, 1), (1, 0), (-1, -2), (-2, -1)),
     "permute": ((1, 0),),
 }
+_TURNED = (torch.ops.aten.numpy_T, torch.ops.aten.mT)
+"""What Dynamo makes of `W.T` and `W.mT` from torch 2.14 on; before, it reads an attribute."""
 
 
 def unify_linears(view: GraphView) -> int:
@@ -62,7 +64,7 @@ def _transposed_parameter(view: GraphView, node: Any) -> fx.Node | None:
     tensor = view.tensor(weight)
     if tensor is None or tensor.dim() != 2 or node.kwargs:
         return None
-    if node.target is getattr and rest in {("T",), ("mT",)}:
+    if (node.target is getattr and rest in {("T",), ("mT",)}) or (node.target in _TURNED and not rest):
         return weight
     return weight if rest in _SWAPS.get(called_name(node), ()) else None
 

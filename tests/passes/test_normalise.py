@@ -199,6 +199,19 @@ def test_addmm_becomes_linear_to_the_last_bit(forward, flat: bool, capture) -> N
         assert bool({"view", "reshape"} & set(targets)) is flat
 
 
+@pytest.mark.parametrize(
+    "turn",
+    [lambda w: w.T, lambda w: w.mT, lambda w: w.t(), torch.ops.aten.numpy_T, torch.ops.aten.mT],
+    ids=["T", "mT", "t", "numpy_T of torch 2.14", "mT of torch 2.14"],
+)
+def test_a_product_with_a_turned_parameter_is_a_linear(turn, capture) -> None:
+    class Model(_Addmm):
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ turn(self.weight)
+
+    assert _run(capture, Model(), torch.randn(3, 6)) == [F.linear]
+
+
 def test_scaled_addmm_is_no_linear(capture) -> None:
     class Model(_Addmm):
         def forward(self, x: Tensor) -> Tensor:
