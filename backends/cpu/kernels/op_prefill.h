@@ -63,12 +63,12 @@ inline void prefill_attention(const c10::OperatorHandle& op, c10::DispatchKeySet
   if (!a.read_tensors(call) || !a.mask.read(call.maybe(3), a.q, a.keys)) return call.reference();
   const Tensor& mask = call.tensor(3);
   Tensor out = Tensor(at::detail::empty_cpu({a.batch, a.queries, a.heads, a.width}, a.q.scalar_type())).transpose(1, 2);
-  for (int64_t from = 0, to; from < a.queries; from = to) {
-    to = std::min(a.queries, from + BLOCK_OF_QUERIES);
-    const Span span = span_of(a, from, to);
-    for (int64_t more; to < a.queries; to = more) {
-      more = std::min(a.queries, to + BLOCK_OF_QUERIES);
-      if (!(span_of(a, to, more) == span)) break;
+  const auto block_end = [&](int64_t from) { return std::min(a.queries, from + BLOCK_OF_QUERIES); };
+  Span span = span_of(a, 0, block_end(0)), next;
+  for (int64_t from = 0, to; from < a.queries; from = to, span = next) {
+    for (to = block_end(from); to < a.queries; to = block_end(to)) {
+      next = span_of(a, to, block_end(to));
+      if (!(next == span)) break;
     }
     const int64_t keys = span.last - span.first;
     const auto part = [&](const Tensor& t, int64_t dim, int64_t at, int64_t count) {
