@@ -17,7 +17,7 @@ from torch import nn
 from srrc import fingerprint
 from srrc.calibration_inputs import Effort, Inputs, digest, effort_of, own_inputs, text_inputs
 from srrc.control.controller import plan
-from srrc.errors import ModelError
+from srrc.errors import ModelError, OptionError
 from srrc.gate_vectors import gate_vectors
 from srrc.gated_model import GatedModel
 from srrc.profile import Joint, Profile
@@ -45,6 +45,7 @@ def calibrate(
     quick: bool = False,
     neurons: bool = False,
     layers: bool = False,
+    coarse: int | None = None,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Profile:
@@ -60,6 +61,7 @@ def calibrate(
     layers:     also measure gates on whole residual branches, which skip a layer's attention or MLP for a token.
                 Three more interventions a branch. Tried on tiny models only; on small ones little is to be expected,
                 since every branch matters to most tokens. Those that no sensible plan would use are left out
+    coarse:     also measure gates that let weights of 4 or 8 bits stand in for a branch's own, for the ONNX backend
     progress:   a bar on standard error
     checkpoint: a file kept up to date after each gate; a calibration that finds it goes on where that one
                 stopped. It is removed at the end
@@ -67,6 +69,8 @@ def calibrate(
     for settings that make no sense; ProfileError where the checkpoint cannot be written.
     """
     effort = effort_of(quick, windows, length)
+    if coarse not in {None, 4, 8}:
+        raise OptionError(f"coarse={coarse!r} is no width that there are kernels for; give 4 or 8 bits")
     path = None if checkpoint is None else Path(checkpoint)
     was_training = model.training
     model.eval()
@@ -75,7 +79,7 @@ def calibrate(
             text_inputs(model, tokenizer, texts, effort) if batches is None else own_inputs(list(batches))
         )
         with torch.no_grad(), _bar(progress) as bar:
-            return _calibrate(model, inputs, effort, _Wanted(neurons, layers), bar, path)
+            return _calibrate(model, inputs, effort, _Wanted(neurons, layers, coarse), bar, path)
     finally:
         model.train(was_training)
 
@@ -86,9 +90,12 @@ class _Wanted:
 
     neurons: bool
     layers: bool
+    coarse: int | None
 
     def covers(self, gate: str) -> bool:
         """Whether the gate of this id is."""
+        if gate.startswith("residual:") and gate.endswith("/coarse"):
+            return self.coarse is not None
         if gate.startswith("residual:"):
             return self.layers
         return self.neurons or not gate.endswith("/neuron")
@@ -122,6 +129,7 @@ def _calibrate(
         _Calls(gated, looked_at),
         neurons=wanted.neurons,
         layers=wanted.layers,
+        coarse=wanted.coarse,
         skip_first=inputs.skip_first,
     )
     gated.insert(wanted.covers, vectors)
@@ -158,7 +166,8 @@ def _without_useless_layers(profile: Profile) -> Profile:
         for name, gate in profile.gates.items()
         if gate.kind != "residual" or taken.get(name, 0.0) > 0
     }
-    held = {name: vector for name, vector in profile.vectors.items() if name.rsplit("/", 1)[0] in gates}
+    pathways = {f"{gate.kind}:{gate.place}" for gate in gates.values()} | gates.keys()
+    held = {name: vector for name, vector in profile.vectors.items() if name.rsplit("/", 1)[0] in pathways}
     return replace(profile, gates=gates, vectors=held)
 
 

@@ -27,12 +27,18 @@ that 512 leave, for a twenty-fourth of the head's cost."""
 
 
 def gate_vectors(
-    gated: GatedModel, calls: Sequence[Any], *, neurons: bool, layers: bool, skip_first: int
+    gated: GatedModel,
+    calls: Sequence[Any],
+    *,
+    neurons: bool,
+    layers: bool,
+    coarse: int | None = None,
+    skip_first: int,
 ) -> dict[str, Tensor]:
     """Vectors by "gate id/name", measured over `calls` (arguments of the graph).
 
     For a head: rotation, inverse [H, H], mean [H] and exact []. With `neurons`, for an MLP's neuron gate:
-                norm [I]. With `layers`, for a branch: probe [H + 1].
+                norm [I]. With `layers` or `coarse`, for a branch: probe [H + 1], and with `coarse` bits [].
     """
     looks: dict[fx.Node, list[Look]] = {}
     finish: list[Callable[[], Mapping[str, Tensor]]] = []
@@ -46,12 +52,12 @@ def gate_vectors(
             mean = _Mean(site.up)
             looks.setdefault(site.up.node, []).append(_tail(mean.add, skip_first))
             finish.append(functools.partial(_neuron, gated, pathway, mean))
-        elif layers and isinstance(site, Branch) and unfit(site) is None:
+        elif (layers or coarse is not None) and isinstance(site, Branch) and unfit(site) is None:
             fit = ProbeFit(int(site.entry.meta["example_value"].shape[-1]))
             for part, node in (("entry", site.entry), ("exit", site.exit), ("stream", site.stream)):
                 see = functools.partial(fit.see, part)
                 looks.setdefault(node, []).append(_tail(see, skip_first))
-            finish.append(functools.partial(_branch, pathway, fit))
+            finish.append(functools.partial(_branch, pathway, fit, coarse))
     if looks:
         look(Replay(gated.base, ()), calls, looks)
     return {name: vector for each in finish for name, vector in each().items()}
@@ -97,5 +103,6 @@ def _neuron(gated: GatedModel, pathway: Pathway, mean: _Mean) -> dict[str, Tenso
     return {f"neuron:{pathway.place}/neuron/norm": mean.value() * norm}
 
 
-def _branch(pathway: Pathway, fit: ProbeFit) -> dict[str, Tensor]:
-    return {f"residual:{pathway.place}/probe": fit.probe()}
+def _branch(pathway: Pathway, fit: ProbeFit, coarse: int | None) -> dict[str, Tensor]:
+    found = {f"residual:{pathway.place}/probe": fit.probe()}
+    return found if coarse is None else found | {f"residual:{pathway.place}/bits": torch.tensor(coarse)}

@@ -56,7 +56,7 @@ class GatedModel:
     def insert(self, covers: Covers, vectors: Mapping[str, Tensor]) -> None:
         """Put a gate wherever one can stand and `covers(gate id)`, with `vectors` by "gate id/name"."""
         assert self._captured is not None
-        source = GateSource(covers, self.weights, vectors, many_rows=True)
+        source = GateSource(covers, self.weights, vectors, many_rows=True, coarse=True)
         context = Context(fqns=dict(self._captured.fqns), gate_store=self._captured.gate_store)
         gating = InsertGates(source, LEVELS, self._captured.fake_mode)
         gm = self._pass((Normalise(), FindPathways()), context)
@@ -119,7 +119,8 @@ def _around(source: GateSource, context: Context) -> dict[str, str]:
     """Gate id -> id of the layer gate in whose branch it stands; asked before the gates replace any node."""
     found: dict[str, str] = {}
     for branch in (pathway for pathway in context.pathways if pathway.kind in AROUND):
-        (outer,) = GATED[branch.kind][1](branch)
+        outer, *parts = GATED[branch.kind][1](branch)
+        found |= dict.fromkeys(parts, outer)
         inside = set(skipped_nodes(branch, source, context))
         for pathway in context.pathways:
             if pathway.kind in GATED and pathway.kind not in AROUND and inside.issuperset(pathway.nodes):

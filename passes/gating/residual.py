@@ -13,6 +13,7 @@ from torch._subclasses import FakeTensorMode
 from srrc.passes.annotate_cost import captured_sizes
 from srrc.passes.context import Context
 from srrc.passes.emit import emit, emit_tensor, value_of
+from srrc.passes.gating.coarse_branch import coarse_exit
 from srrc.passes.gating.source import GateSource, emit_gates
 from srrc.passes.rows import FEW_ROWS, rows_of
 from srrc.pathways.attention import Attention
@@ -25,9 +26,13 @@ from srrc.reasons import Reason, Refusal
 from srrc.runtime.gates import Gate
 
 
+COARSE = "/coarse"
+"""Suffix of the gate that lets a branch run with coarse weights, where the other leaves it out."""
+
+
 def gate_ids(pathway: Pathway) -> list[str]:
-    """One gate, on the branch."""
-    return [f"residual:{pathway.place}"]
+    """The gate that leaves the branch out, and the one inside of it that lets coarse weights stand in for its own."""
+    return [f"residual:{pathway.place}", f"residual:{pathway.place}{COARSE}"]
 
 
 def insert(
@@ -36,23 +41,52 @@ def insert(
     """Mask the branch's value in its sum. No gate, but a refusal, where the profile has no probe or none fits."""
     site = pathway.site
     assert isinstance(site, Branch)
-    (gate_id,) = gate_ids(pathway)
-    probe = source.vectors.get(f"{gate_id}/probe")
+    out, coarse = gate_ids(pathway)
+    probe = source.vectors.get(f"{out}/probe")
     if probe is None:
         return _refused(context, pathway, Reason.NO_PROFILE)
     cost = _row_cost(gm, pathway, source, context) if unfit(site) is None else None
     if cost is None or value_of(site.entry).shape[-1] != len(probe) - 1:
         return _refused(context, pathway, Reason.UNSUPPORTED_SHAPE)
+    flops, size = cost
+    gates: list[Gate] = []
+    value = site.exit
+    bits = source.vectors.get(f"{out}/bits")
+    if source.coarse and source.covers(coarse) and bits is not None:
+        with gm.graph.inserting_before(site.add):
+            stand_in = coarse_exit(gm, pathway, source, int(bits), context, fake_mode)
+        if stand_in is not None:
+            saved = size * (1.0 - float(bits) / (8.0 * value_of(site.exit).element_size()))
+            value, gate = _masked(gm, pathway, coarse, value, stand_in, probe, context, fake_mode)
+            gates.append(dataclasses.replace(gate, bytes=saved))
+    if source.covers(out):
+        value, gate = _masked(gm, pathway, out, value, 0, probe, context, fake_mode)
+        gates.append(dataclasses.replace(gate, flops=float(flops), bytes=float(size)))
+    return gates or _refused(context, pathway, Reason.NOT_GATED_YET)
+
+
+def _masked(
+    gm: fx.GraphModule,
+    pathway: Pathway,
+    gate_id: str,
+    value: fx.Node,
+    other: fx.Node | int,
+    probe: torch.Tensor,
+    context: Context,
+    fake_mode: FakeTensorMode,
+) -> tuple[fx.Node, Gate]:
+    """Put a gate on `value`, with `other` for the rows that it drops: what goes into the sum now, and the gate."""
+    site = pathway.site
+    assert isinstance(site, Branch)
     with gm.graph.inserting_before(_first_after_entry(gm, pathway, site)):
         held = emit_gates(gm, gate_id, site.entry, 1, context, fake_mode)
         held_probe = emit_tensor(gm, f"{held.name}_probe", probe, fake_mode)
         args = (site.entry, held_probe, held.record, held.counter)
         keep = emit(gm.graph, torch.ops.srr.layer_gate.default, args, fake_mode)
     with gm.graph.inserting_before(site.add):
-        masked = emit(gm.graph, torch.where, (keep, site.exit, 0), fake_mode)
-    site.add.replace_input_with(site.exit, masked)
-    flops, size = cost
-    return [dataclasses.replace(held.gate(gate_id, 0, flops, size), overhead=4.0 * (len(probe) - 1))]
+        masked = emit(gm.graph, torch.where, (keep, value, other), fake_mode)
+    site.add.replace_input_with(value, masked)
+    return masked, dataclasses.replace(held.gate(gate_id, 0, 0.0, 0.0), overhead=4.0 * (len(probe) - 1))
 
 
 def _refused(context: Context, pathway: Pathway, reason: Reason) -> list[Gate]:

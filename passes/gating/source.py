@@ -27,6 +27,7 @@ class GateSource:
     weights: placeholder name -> the parameter itself
     many_rows: whether to gate what has many rows too, where skipping saves no time: for calibration, which looks at
              many tokens at once
+    coarse:  whether coarse weights may stand in for a branch's own: the backend has ops for them
     fuel:    how many gates may be inserted, None for all of them (`SRRC_FUEL`)
     """
 
@@ -34,6 +35,7 @@ class GateSource:
     weights: Mapping[str, torch.Tensor]
     vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     many_rows: bool = False
+    coarse: bool = False
     fuel: int | None = None
 
     def column_norm(self, linears: tuple[Linear, ...]) -> torch.Tensor:

@@ -6,6 +6,7 @@ the fake and the gradient. A backend registers kernels for the same names when i
 
 from srrc.ops import (
     channel_linear,
+    coarse_linear,
     decode_attention,
     dense_linear,
     dense_mlp,
@@ -17,6 +18,7 @@ from srrc.ops import (
 
 __all__ = [
     "channel_linear",
+    "coarse_linear",
     "decode_attention",
     "dense_linear",
     "dense_mlp",

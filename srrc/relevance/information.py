@@ -49,6 +49,9 @@ GUARD_TAIL = 0.002
 BRANCH_FRACTIONS = (0.1, 0.3, 0.6)
 """Where to measure a branch: its unit is a whole row, and most rows need most branches."""
 
+COARSE_FRACTIONS = (0.3, 0.6, 0.95)
+"""Where to measure a branch that coarse weights stand in for: most rows can do with them."""
+
 _RESPONSE_ROWS = 256
 _RESPONSE_VALUES = 1 << 21
 """A response is measured on so many rows, or fewer where they are as wide as a vocabulary."""
@@ -189,7 +192,8 @@ def curve(entry: Measured) -> tuple[Tensor, Tensor]:
 
 def _measured_at(place: Place, entry: Measured, measured: Sequence[float]) -> tuple[float, ...]:
     if place.gate.id.startswith("residual:"):
-        return BRANCH_FRACTIONS if len(measured) > 1 else BRANCH_FRACTIONS[1:2]
+        fractions = COARSE_FRACTIONS if place.gate.id.endswith("/coarse") else BRANCH_FRACTIONS
+        return fractions if len(measured) > 1 else fractions[1:2]
     is_head = place.gate.id.startswith("vocab:")
     return _past_the_free(entry.response, _late(measured) if is_head else measured)
 

@@ -1,0 +1,74 @@
+"""srr::coarse_linear: a linear that reads a coarse copy of its weight, where the full one is not worth reading.
+
+    coarse_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias, int bits) -> Tensor
+
+x [..., K]; codes uint8 [N, ceil(K / BLOCK), BLOCK * bits / 8], `8 / bits` inputs a byte, the first in the low bits;
+scale float32 [N, ceil(K / BLOCK)]; bias [N] or None; bits 4 or 8 -> contiguous [..., N].
+A weight is scale * (code - 2**(bits - 1)): symmetric rounding in blocks of successive inputs. The layout is that of ONNX
+Runtime's MatMulNBits.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from srrc.ops.register import Grads, Needs, register
+
+BLOCK = 128
+"""Inputs that share a scale. Blocks of 32 are half as far from the weights, and in ONNX Runtime half as fast."""
+
+
+def coarse_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """(codes, scale) of a weight [N, K], any floating dtype and strides."""
+    outputs, inputs = weight.shape
+    blocks = -(-inputs // BLOCK)
+    wide = torch.zeros(outputs, blocks * BLOCK)
+    wide[:, :inputs] = weight.detach()
+    wide = wide.view(outputs, blocks, BLOCK)
+    half = 1 << (bits - 1)
+    # The largest of a block, with its sign, becomes -half: the one code that the other side does not have.
+    largest = wide.gather(-1, wide.abs().argmax(-1, keepdim=True)).squeeze(-1)
+    scale = largest / -half
+    steps = torch.where(scale == 0, torch.ones(()), scale)
+    codes = ((wide / steps[..., None]).round() + half).clamp(0, 2 * half - 1).to(torch.uint8)
+    if bits == 4:
+        codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
+    return codes.contiguous(), scale
+
+
+def full_weight(codes: Tensor, scale: Tensor, inputs: int, bits: int) -> Tensor:
+    """The weight [N, K] that the codes stand for, float32."""
+    if bits == 4:
+        codes = torch.stack((codes & 15, codes >> 4), -1).flatten(-2)
+    wide = (codes.to(torch.float32) - float(1 << (bits - 1))) * scale[..., None]
+    return wide.flatten(1)[:, :inputs]
+
+
+def reference(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bits: int) -> Tensor:
+    """The truth: `F.linear` with the weight that the codes stand for."""
+    return F.linear(x, full_weight(codes, scale, x.shape[-1], bits).to(x.dtype), bias).contiguous()
+
+
+def fake(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bits: int) -> Tensor:
+    """Output shape only."""
+    return x.new_empty((*x.shape[:-1], codes.shape[0]))
+
+
+def backward(
+    grad: Tensor, needs: Needs, *, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bits: int
+) -> Grads:
+    """Gradients of x and the bias; the codes have none."""
+    found: dict[str, Tensor | None] = {}
+    if needs["x"]:
+        found["x"] = grad @ full_weight(codes, scale, x.shape[-1], bits).to(grad.dtype)
+    if needs["bias"] and bias is not None:
+        found["bias"] = grad.reshape(-1, grad.shape[-1]).sum(0)
+    return found
+
+
+op = register(
+    "coarse_linear(Tensor x, Tensor codes, Tensor scale, Tensor? bias, int bits) -> Tensor",
+    reference,
+    fake,
+    backward,
+)
