@@ -59,7 +59,7 @@ class RowSelection:
             each if each is None else self.whole(each) if at is None else self.some(each, at)
             for each, at in zip(node.inputs, axes, strict=True)
         ]
-        self.contractions += node.op_type in {"MatMul", "Gemm", "Attention"}
+        self.contractions += node.op_type in {"MatMul", "MatMulNBits", "Gemm", "Attention"}
         outputs = self._copy(node, inputs)
         self._some.update({(old, axis): new for old, new in zip(node.outputs, outputs, strict=True)})
         return self._some[value, axis]
@@ -126,6 +126,11 @@ def _matmul(node: ir.Node, axis: int) -> Axes:
     if axis < left - 2 and right > 2:
         return None  # a batch of matrices along that axis
     return [axis, None]
+
+
+def _matmul_nbits(node: ir.Node, axis: int) -> Axes:
+    rank = _rank(node.inputs[0])
+    return None if rank is None or axis >= rank - 1 else [axis] + [None] * (len(node.inputs) - 1)
 
 
 def _gemm(node: ir.Node, axis: int) -> Axes:
@@ -235,6 +240,7 @@ _RULES: dict[str, Callable[[ir.Node, int], Axes]] = {
     "Slice": _slice,
     "Split": _split,
     "Concat": _concat,
+    "MatMulNBits": _matmul_nbits,
 }
 
 

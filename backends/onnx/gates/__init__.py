@@ -1,17 +1,27 @@
-"""What each node of the domain `srrc` is in plain ONNX. One file an operator."""
+"""How each gate of a graph becomes ONNX: first a node of the domain `srrc`, then standard operators. One file a gate."""
 
 from collections.abc import Callable
 
 import onnx_ir as ir
+import torch
 from onnx_ir.passes import common
+from torch import fx
+from torch._subclasses import FakeTensorMode
 
-from srrc.backends.onnx.expand import branch
-from srrc.backends.onnx.lower_gates import DOMAIN
+import srrc.ops  # noqa: F401  (defines torch.ops.srr)
+from srrc.backends.onnx.gates import branch
+
+DOMAIN = "srrc"
+
+LOWER: dict[object, Callable[[fx.GraphModule, fx.Node, fx.Node, FakeTensorMode], None]] = {
+    torch.ops.srr.layer_gate.default: branch.lower,
+}
+"""Gated op -> what puts its node of the domain `srrc` into an FX graph: (graph, node, threshold, fake mode)."""
 
 EXPAND: dict[str, Callable[[ir.Node], None]] = {
     "Branch": branch.expand,
 }
-"""Name of the operator -> what replaces a node of it, in its graph."""
+"""Operator of the domain `srrc` -> what puts standard operators into its graph instead."""
 
 
 def expand(model: ir.Model) -> None:

@@ -1,0 +1,49 @@
+"""Small steps of building ONNX nodes."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir._convenience import SupportedAttrTypes
+
+from srrc.backends.onnx.regions import branch
+
+Nodes = list[ir.Node]
+"""Nodes in the order in which they run, for a graph that is not there yet."""
+
+
+def op(
+    nodes: Nodes,
+    name: str,
+    inputs: Sequence[ir.Value | None],
+    attributes: Mapping[str, SupportedAttrTypes] | None = None,
+    domain: str = "",
+) -> ir.Value:
+    """Append a node with one output."""
+    node = ir.node(name, inputs, attributes or {}, domain=domain)
+    nodes.append(node)
+    return node.outputs[0]
+
+
+def constant(nodes: Nodes, value: object, dtype: object) -> ir.Value:
+    """Append a `Constant` of a NumPy dtype."""
+    return op(nodes, "Constant", [], {"value": ir.tensor(np.asarray(value, dtype=dtype))})  # type: ignore[call-overload]
+
+
+def choose(
+    nodes: Nodes,
+    condition: ir.Value,
+    then: tuple[Nodes, Sequence[ir.Value]],
+    otherwise: tuple[Nodes, Sequence[ir.Value]],
+    outputs: Sequence[ir.Value],
+    names: tuple[str, str],
+) -> None:
+    """Append an `If` whose branches are (nodes, values); `outputs` are its results, fresh values."""
+    graphs = (branch(*then, names[0]), branch(*otherwise, names[1]))
+    attributes = [ir.AttrGraph(name, graph) for name, graph in zip(("then_branch", "else_branch"), graphs, strict=True)]
+    nodes.append(ir.Node("", "If", [condition], attributes, outputs=outputs))
+
+
+def total(nodes: Nodes, stream: ir.Value | None, value: ir.Value) -> ir.Value:
+    """`stream` + `value`, or `value` alone."""
+    return value if stream is None else op(nodes, "Add", [stream, value])

@@ -1,0 +1,196 @@
+"""srrc::Branch: a residual branch that runs for the tokens that its gate keeps.
+
+    Branch(entry [B, S, H], probe [H + 1], threshold [1], value [B, S, N], other [B, S, N] or none) -> [B, S, N]
+
+Dropped tokens have `other` (the same branch with coarse weights), or 0. In plain ONNX:
+
+    chosen = If no token is kept:  nothing, else `value` of the kept positions
+    result = If any is dropped:    `other` of the dropped positions, and both put in their places, else `chosen`
+
+All that leads to `value` or `other` alone moves inside. What the branch hands out elsewhere (keys and values for the
+cache) stays outside and runs always. The addition of the stream goes along where it can. Every weight is read in one
+place: ONNX Runtime packs none that is read in two.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from torch import Tensor, fx
+from torch._subclasses import FakeTensorMode
+
+from srrc.backends.onnx.build import Nodes, choose, constant, op, total
+from srrc.backends.onnx.gates.token_choice import TokenChoice, token_choice
+from srrc.backends.onnx.regions import copy_nodes, leading_to
+from srrc.backends.onnx.select_rows import RowSelection
+from srrc.backends.onnx.symbolic import symbolic
+from srrc.passes.emit import emit
+from srrc.passes.linear_arguments import replace
+
+
+def lower(gm: fx.GraphModule, keep: fx.Node, threshold: fx.Node, fake_mode: FakeTensorMode) -> None:
+    """Replace each mask that the `srr::layer_gate` node `keep` decides."""
+    entry, probe, _, _ = keep.args
+    for mask in list(keep.users):
+        _, value, other = mask.args
+        with gm.graph.inserting_before(mask):
+            args = (entry, probe, threshold, value, *([other] if isinstance(other, fx.Node) else []))
+            result = emit(gm.graph, gated_branch, args, fake_mode)
+        replace(gm.graph, (mask,), mask, result)
+    gm.graph.erase_node(keep)
+
+
+def gated_branch(entry: Tensor, probe: Tensor, threshold: Tensor, value: Tensor, *other: Tensor) -> Tensor:
+    """Exports as srrc::Branch."""
+    return symbolic("srrc::Branch", (entry, probe, threshold, value, *other), value.shape, value.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One of the values that a branch may have: what computes it, and it for chosen positions."""
+
+    rows: RowSelection
+    value: ir.Value
+
+    @classmethod
+    def of(cls, node: ir.Node, value: ir.Value, axis: int) -> "_Part":
+        region = leading_to(node, [value])
+        rows = RowSelection(set(region))
+        some = rows.some(value, axis) if axis >= 0 else value
+        if rows.contractions:
+            return cls(rows, some)
+        whole = RowSelection(set(region))
+        copies: dict[ir.Value, ir.Value] = {}
+        whole.nodes += copy_nodes(region, copies)
+        return cls(whole, copies.get(value, value))
+
+    @property
+    def selects(self) -> bool:
+        """Whether it is computed for chosen positions only."""
+        return self.rows.contractions > 0
+
+
+def expand(node: ir.Node) -> None:
+    """Replace a `Branch` in its graph."""
+    graph = node.graph
+    assert isinstance(graph, ir.Graph)
+    value, other = node.inputs[3], node.inputs[4] if len(node.inputs) > 4 else None
+    assert value is not None and value.shape is not None
+    axis = len(value.shape) - 2
+    nodes: Nodes = []
+    choice = token_choice(nodes, node, axis)
+    add = _addition(node)
+    end = node.outputs[0] if add is None else add.outputs[0]
+    stream = None if add is None else next(each for each in add.inputs if each is not node.outputs[0])
+    regions = [*leading_to(node, [value]), *([] if other is None else leading_to(node, [other]))]
+    part = _Part.of(node, value, axis)
+    result = ir.val("result", end.dtype, end.shape)
+    if other is None:
+        _left_out_or(nodes, part, choice, node, stream, result)
+    else:
+        _stood_in_for(nodes, part, _Part.of(node, other, axis), choice, value, stream, result)
+    graph.insert_before(node if add is None else add, nodes)
+    end.replace_all_uses_with(result)
+    graph.remove([*([] if add is None else [add]), node, *_reversed(graph, regions)], safe=True)
+
+
+def _left_out_or(
+    nodes: Nodes, part: _Part, choice: TokenChoice, node: ir.Node, stream: ir.Value | None, result: ir.Value
+) -> None:
+    """The branch, or nothing in its place: one `If` around all of it."""
+    computed: Nodes = []
+    if part.selects:
+        every = op(computed, "Not", [choice.dropped])
+        choice.take(computed, part.rows, every, kept=True)
+    computed += part.rows.nodes
+    found = ir.val("computed", result.dtype, result.shape)
+    whole: Nodes = []
+    if part.selects:
+        some: Nodes = []
+        put = _put(some, choice, part.value, stream, None)
+        sums = (whole, [total(whole, stream, part.value)])
+        choose(computed, choice.dropped, (some, [put]), sums, [found], ("put_back", "every_token"))
+    else:
+        found = total(computed, stream, part.value)
+    left_out: Nodes = []
+    bypass = stream if stream is not None else _zeros(left_out, node)
+    choose(nodes, choice.nothing, (left_out, [bypass]), (computed, [found]), [result], ("left_out", "computed"))
+
+
+def _stood_in_for(
+    nodes: Nodes,
+    part: _Part,
+    other: _Part,
+    choice: TokenChoice,
+    value: ir.Value,
+    stream: ir.Value | None,
+    result: ir.Value,
+) -> None:
+    """The branch for the tokens that are kept, and what stands in for it for the others."""
+    every: Nodes = []
+    if part.selects:
+        choice.take(every, part.rows, op(every, "Not", [choice.dropped]), kept=True)
+    every += part.rows.nodes
+    none: Nodes = []
+    assert value.shape is not None and value.dtype is not None
+    empty = constant(none, np.zeros([1] * (len(value.shape) - 1) + [int(value.shape[-1])]), value.dtype.numpy())
+    chosen = ir.val("chosen", value.dtype)
+    choose(nodes, choice.nothing, (none, [empty]), (every, [part.value]), [chosen], ("none_kept", "kept"))
+
+    mixed: Nodes = []
+    if other.selects:
+        choice.take(mixed, other.rows, choice.nothing, kept=False)
+    mixed += other.rows.nodes
+    alone: Nodes = []
+    sums = (alone, [total(alone, stream, other.value)])
+    both: Nodes = []
+    put = _put(both, choice, chosen, stream, other)
+    found = ir.val("mixed", result.dtype, result.shape)
+    choose(mixed, choice.nothing, sums, (both, [put]), [found], ("every_token", "put_back"))
+    whole: Nodes = []
+    kept = (whole, [total(whole, stream, chosen)])
+    choose(nodes, choice.dropped, (mixed, [found]), kept, [result], ("some_dropped", "all_kept"))
+
+
+def _put(
+    nodes: Nodes, choice: TokenChoice, chosen: ir.Value, stream: ir.Value | None, other: _Part | None
+) -> ir.Value:
+    """What was computed for chosen positions, in its places; and in the others' what stands in for it."""
+    kept = choice.kept(nodes)
+    value = choice.back(nodes, chosen, kept)
+    if other is not None:
+        rest = other.value
+        if other.selects:
+            rest = choice.back(nodes, rest, op(nodes, "Not", [kept]))
+        return total(nodes, stream, op(nodes, "Where", [kept, value, rest]))
+    if stream is not None:
+        return op(nodes, "Where", [kept, total(nodes, stream, value), stream])
+    zero = op(nodes, "CastLike", [constant(nodes, 0, np.float32), value])
+    return op(nodes, "Where", [kept, value, zero])
+
+
+def _zeros(nodes: Nodes, node: ir.Node) -> ir.Value:
+    """Zeros in the shape of a value that is not there to ask for it."""
+    entry, value = node.inputs[0], node.inputs[3]
+    assert value is not None and value.shape is not None and value.dtype is not None
+    rows = op(nodes, "Shape", [entry], {"start": 0, "end": -1})
+    shape = op(nodes, "Concat", [rows, constant(nodes, [int(value.shape[-1])], np.int64)], {"axis": 0})
+    return op(nodes, "ConstantOfShape", [shape], {"value": ir.tensor(np.zeros(1, dtype=value.dtype.numpy()))})
+
+
+def _addition(node: ir.Node) -> ir.Node | None:
+    """The sum behind the branch, where nothing else reads the branch's value."""
+    out = node.outputs[0]
+    users = list(out.consumers())
+    if len(users) != 1 or users[0].op_type != "Add" or out.is_graph_output() or users[0].graph is not node.graph:
+        return None
+    other = [each for each in users[0].inputs if each is not out]
+    if len(other) != 1 or other[0] is None or other[0].shape != users[0].outputs[0].shape:
+        return None
+    return users[0]
+
+
+def _reversed(graph: ir.Graph, nodes: list[ir.Node]) -> list[ir.Node]:
+    """`nodes`, the last of the graph first: no node goes before those that read it."""
+    wanted = set(nodes)
+    return [node for node in reversed(graph) if node in wanted]  # type: ignore[call-overload]
