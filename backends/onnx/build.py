@@ -47,3 +47,15 @@ def choose(
 def total(nodes: Nodes, stream: ir.Value | None, value: ir.Value) -> ir.Value:
     """`stream` + `value`, or `value` alone."""
     return value if stream is None else op(nodes, "Add", [stream, value])
+
+
+def replace_node(node: ir.Node, value: ir.Value | None) -> None:
+    """Let `value` stand for the one output of `node`, and remove the node. An output of the graph keeps its name."""
+    graph, end = node.graph, node.outputs[0]
+    assert isinstance(graph, ir.Graph) and value is not None
+    for at, output in enumerate(graph.outputs):
+        if output is end:
+            value.name, end.name = end.name, None
+            graph.outputs[at] = value
+    end.replace_all_uses_with(value)
+    graph.remove(node, safe=True)

@@ -19,21 +19,20 @@ OPSET = 23
 of them in ONNX Runtime."""
 
 
-def export(interface: Interface, traced: Traced, gm: fx.GraphModule, extra: Mapping[str, Tensor]) -> ir.Model:
-    """The ONNX model of `gm`, which takes what `traced.gm` takes and after that the tensors `extra`.
+def export(interface: Interface, traced: Traced, gm: fx.GraphModule) -> ir.Model:
+    """The ONNX model of `gm`, which takes and gives what `traced.gm` does.
 
     Inputs, outputs, axes and weights have their names from the interface and the user's model. Weights are not copied.
     Raises ModelError where an operator has no counterpart in ONNX.
     """
     flat = _Flat(interface, traced, gm)
-    names = (*interface.example, *extra)
-    axes = [interface.axes.get(name, {}) for name in names]
+    axes = [interface.axes.get(name, {}) for name in interface.example]
     shapes = tuple(dict.fromkeys(each, Dim.AUTO) for each in axes)
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.export.export(
-                flat, (*interface.example.values(), *extra.values()), dynamic_shapes=(shapes,), strict=False
+                flat, tuple(interface.example.values()), dynamic_shapes=(shapes,), strict=False
             )
             exported = torch.onnx.export(
                 program, opset_version=OPSET, dynamo=True, optimize=True, verify=False, verbose=False
@@ -42,20 +41,18 @@ def export(interface: Interface, traced: Traced, gm: fx.GraphModule, extra: Mapp
         raise ModelError(f"cannot export: {_reason(error)}") from error
     assert exported is not None
     model: ir.Model = exported.model
-    _name_values(model, names, interface.outputs)
+    _name_values(model, [*interface.example], interface.outputs)
     _name_axes(model, axes)
-    _give_defaults(model, extra)
     return model
 
 
 class _Flat(nn.Module):
-    """The graph as a module that takes the interface's tensors, then the extra ones. The weights are the user's own."""
+    """The graph as a module that takes the interface's tensors. The weights are the user's own."""
 
     def __init__(self, interface: Interface, traced: Traced, gm: fx.GraphModule) -> None:
         super().__init__()
         self.held = interface.module
         self._run: Callable[..., Any] = gm.forward
-        self._given = len(interface.example)
         self._sources, self._outputs = traced.sources, traced.outputs
         self.gates = nn.Module()
         for name, buffer in gm.named_buffers():
@@ -63,7 +60,7 @@ class _Flat(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         arguments = [self._argument(source, tensors) for source in self._sources]
-        found = self._run(*arguments, *tensors[self._given :])
+        found = self._run(*arguments)
         return tuple(found[position] for position in self._outputs)
 
     def _argument(self, source: Any, tensors: Sequence[Tensor]) -> Any:
@@ -110,14 +107,6 @@ def _name_axes(model: ir.Model, axes: Sequence[Mapping[int, str]]) -> None:
                 if isinstance(size, ir.SymbolicDim) and size.value is not None:
                     named_size = re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), str(size.value))
                     value.shape[dimension] = named_size
-
-
-def _give_defaults(model: ir.Model, extra: Mapping[str, Tensor]) -> None:
-    """Let the extra inputs be left out by a caller: their values stand in the model."""
-    for value in model.graph.inputs:
-        if value.name in extra:
-            value.const_value = ir.tensor(extra[value.name].numpy(), name=value.name)
-            model.graph.register_initializer(value)
 
 
 def _values(model: ir.Model) -> Iterator[ir.Value]:

@@ -1,36 +1,76 @@
 """How each gate of a graph becomes ONNX: first a node of the domain `srrc`, then standard operators. One file a gate."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from onnx_ir.passes import common
 from torch import fx
-from torch._subclasses import FakeTensorMode
 
 import srrc.ops  # noqa: F401  (defines torch.ops.srr)
-from srrc.backends.onnx.gates import branch
+from srrc.backends.onnx.gates import branch, head
+from srrc.backends.onnx.lowering import Lowering
 
 DOMAIN = "srrc"
 
-LOWER: dict[object, Callable[[fx.GraphModule, fx.Node, fx.Node, FakeTensorMode], None]] = {
+THRESHOLDS = "srrc_thresholds"
+"""Name of the input, float32 [gates]: a unit is computed unless its score is at most its gate's threshold."""
+
+LOWER: dict[object, Callable[[Lowering, fx.Node, str], None]] = {
     torch.ops.srr.layer_gate.default: branch.lower,
+    torch.ops.srr.vocab_head.default: head.lower,
 }
-"""Gated op -> what puts its node of the domain `srrc` into an FX graph: (graph, node, threshold, fake mode)."""
+"""Gated op -> what puts a node of the domain `srrc` in its place: (graph, gated op, id of the gate)."""
 
-EXPAND: dict[str, Callable[[ir.Node], None]] = {
-    "Branch": branch.expand,
+EXPAND: dict[str, tuple[Callable[[ir.Node, ir.Value], None], Callable[[ir.Node], None]]] = {
+    "Branch": (branch.expand, branch.leave),
+    "Head": (head.expand, head.leave),
 }
-"""Operator of the domain `srrc` -> what puts standard operators into its graph instead."""
+"""Operator of the domain `srrc` -> what puts standard operators in the place of a node, given its threshold; and what
+takes its gate out.
+"""
 
 
-def expand(model: ir.Model) -> None:
-    """Replace every node of the domain `srrc` in `model` by standard operators."""
+def gates_in(model: ir.Model) -> list[str]:
+    """Ids of the gates that nodes of the domain `srrc` stand for, in graph order."""
+    return [node.attributes.get_string("gate") for node in model.graph if node.domain == DOMAIN]
+
+
+def expand(model: ir.Model, thresholds: Mapping[str, float]) -> None:
+    """Replace every node of the domain `srrc` in `model` by standard operators.
+
+    thresholds: gate id -> threshold, for the gates that stay, in the order in which the model's input
+                `srrc_thresholds` is to hold them; it may be left out by a caller, and is these numbers then. The other
+                gates are taken out. Without any there is no such input.
+    """
+    limits = _input(model, thresholds) if thresholds else {}
     for node in [node for node in model.graph if node.domain == DOMAIN]:
-        EXPAND[node.op_type](node)
+        limit = limits.get(node.attributes.get_string("gate"))
+        put, leave = EXPAND[node.op_type]
+        if limit is None:
+            leave(node)
+        else:
+            put(node, limit)
     model.graph.opset_imports.pop(DOMAIN, None)
+    for domain in {node.domain for node in model.graph.all_nodes()} - model.graph.opset_imports.keys():
+        model.graph.opset_imports[domain] = 1
     common.RemoveUnusedNodesPass()(model)
     _name_inner_values(model)
+
+
+def _input(model: ir.Model, thresholds: Mapping[str, float]) -> dict[str, ir.Value]:
+    """Gate id -> its threshold [1], cut from a new input with a default."""
+    default = ir.tensor(np.array([*thresholds.values()], dtype=np.float32), name=THRESHOLDS)
+    given = ir.val(THRESHOLDS, ir.DataType.FLOAT, ir.Shape([len(thresholds)]), const_value=default)
+    model.graph.inputs.append(given)
+    model.graph.register_initializer(given)
+    cut = ir.Node(
+        "", "Split", [given], [ir.AttrInt64("axis", 0), ir.AttrInt64("num_outputs", len(thresholds))],
+        num_outputs=len(thresholds),
+    )  # fmt: skip
+    model.graph.insert_before(model.graph[0], cut)
+    return dict(zip(thresholds, cut.outputs, strict=True))
 
 
 def _name_inner_values(model: ir.Model) -> None:

@@ -1,6 +1,6 @@
 """srrc::Branch: a residual branch that runs for the tokens that its gate keeps.
 
-    Branch(entry [B, S, H], probe [H + 1], threshold [1], value [B, S, N], other [B, S, N] or none) -> [B, S, N]
+    Branch(entry [B, S, H], probe [H + 1], value [B, S, N], other [B, S, N] or none; gate) -> [B, S, N]
 
 Dropped tokens have `other` (the same branch with coarse weights), or 0. In plain ONNX:
 
@@ -17,32 +17,34 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 from torch import Tensor, fx
-from torch._subclasses import FakeTensorMode
 
-from srrc.backends.onnx.build import Nodes, choose, constant, op, total
+from srrc.backends.onnx.build import Nodes, choose, constant, op, replace_node, total
 from srrc.backends.onnx.gates.token_choice import TokenChoice, token_choice
+from srrc.backends.onnx.lowering import Lowering
 from srrc.backends.onnx.regions import copy_nodes, leading_to
 from srrc.backends.onnx.select_rows import RowSelection
 from srrc.backends.onnx.symbolic import symbolic
-from srrc.passes.emit import emit
-from srrc.passes.linear_arguments import replace
 
 
-def lower(gm: fx.GraphModule, keep: fx.Node, threshold: fx.Node, fake_mode: FakeTensorMode) -> None:
+def lower(lowering: Lowering, keep: fx.Node, gate: str) -> None:
     """Replace each mask that the `srr::layer_gate` node `keep` decides."""
     entry, probe, _, _ = keep.args
     for mask in list(keep.users):
         _, value, other = mask.args
-        with gm.graph.inserting_before(mask):
-            args = (entry, probe, threshold, value, *([other] if isinstance(other, fx.Node) else []))
-            result = emit(gm.graph, gated_branch, args, fake_mode)
-        replace(gm.graph, (mask,), mask, result)
-    gm.graph.erase_node(keep)
+        args = (gate, entry, probe, value, *([other] if isinstance(other, fx.Node) else []))
+        with lowering.gm.graph.inserting_before(mask):
+            lowering.replace(mask, gated_branch, args)
+    lowering.gm.graph.erase_node(keep)
 
 
-def gated_branch(entry: Tensor, probe: Tensor, threshold: Tensor, value: Tensor, *other: Tensor) -> Tensor:
+def gated_branch(gate: str, entry: Tensor, probe: Tensor, value: Tensor, *other: Tensor) -> Tensor:
     """Exports as srrc::Branch."""
-    return symbolic("srrc::Branch", (entry, probe, threshold, value, *other), value.shape, value.dtype)
+    return symbolic("srrc::Branch", (entry, probe, value, *other), value.shape, value.dtype, {"gate": gate})
+
+
+def leave(node: ir.Node) -> None:
+    """Take the gate out of the graph: the branch runs for every token."""
+    replace_node(node, node.inputs[2])
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,15 +72,15 @@ class _Part:
         return self.rows.contractions > 0
 
 
-def expand(node: ir.Node) -> None:
-    """Replace a `Branch` in its graph."""
+def expand(node: ir.Node, threshold: ir.Value) -> None:
+    """Put standard operators in the place of a `Branch`. threshold: float32 [1]."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    value, other = node.inputs[3], node.inputs[4] if len(node.inputs) > 4 else None
+    value, other = node.inputs[2], node.inputs[3] if len(node.inputs) > 3 else None
     assert value is not None and value.shape is not None
     axis = len(value.shape) - 2
     nodes: Nodes = []
-    choice = token_choice(nodes, node, axis)
+    choice = token_choice(nodes, node, threshold, axis)
     add = _addition(node)
     end = node.outputs[0] if add is None else add.outputs[0]
     stream = None if add is None else next(each for each in add.inputs if each is not node.outputs[0])
@@ -171,7 +173,7 @@ def _put(
 
 def _zeros(nodes: Nodes, node: ir.Node) -> ir.Value:
     """Zeros in the shape of a value that is not there to ask for it."""
-    entry, value = node.inputs[0], node.inputs[3]
+    entry, value = node.inputs[0], node.inputs[2]
     assert value is not None and value.shape is not None and value.dtype is not None
     rows = op(nodes, "Shape", [entry], {"start": 0, "end": -1})
     shape = op(nodes, "Concat", [rows, constant(nodes, [int(value.shape[-1])], np.int64)], {"axis": 0})

@@ -70,10 +70,10 @@ class TokenChoice:
         return op(nodes, "Gather", [value, place], {"axis": self.axis})
 
 
-def token_choice(nodes: Nodes, node: ir.Node, axis: int) -> TokenChoice:
-    """The decision of a gate `node`, whose first inputs are entry [..., H], probe [H + 1] and threshold [1]."""
-    entry, probe, threshold = node.inputs[:3]
-    assert entry is not None and probe is not None and threshold is not None
+def token_choice(nodes: Nodes, node: ir.Node, threshold: ir.Value, axis: int) -> TokenChoice:
+    """The decision of a gate `node`, whose first inputs are entry [..., H] and probe [H + 1]. threshold: float32 [1]."""
+    entry, probe = node.inputs[:2]
+    assert entry is not None and probe is not None
     weights = ir.convenience.get_const_tensor(probe)
     assert weights is not None
     numbers = weights.numpy().astype(np.float32)
