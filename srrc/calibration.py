@@ -43,6 +43,7 @@ def calibrate(
     windows: int | None = None,
     length: int | None = None,
     quick: bool = False,
+    channels: bool = True,
     neurons: bool = False,
     layers: bool = False,
     coarse: int | None = None,
@@ -57,6 +58,7 @@ def calibrate(
                 once
     windows, length: how many windows of how many tokens; more and longer is slower and more exact
     quick:      a coarse profile in about a sixth of the time
+    channels:   measure gates on channels and neurons, which the CPU backend has and the ONNX backend has not
     neurons:    also measure gates on neurons before `up` is computed
     layers:     also measure gates on whole residual branches, which skip a layer's attention or MLP for a token.
                 Three more interventions a branch. Tried on tiny models only; on small ones little is to be expected,
@@ -79,7 +81,7 @@ def calibrate(
             text_inputs(model, tokenizer, texts, effort) if batches is None else own_inputs(list(batches))
         )
         with torch.no_grad(), _bar(progress) as bar:
-            return _calibrate(model, inputs, effort, _Wanted(neurons, layers, coarse), bar, path)
+            return _calibrate(model, inputs, effort, _Wanted(channels, neurons, layers, coarse), bar, path)
     finally:
         model.train(was_training)
 
@@ -88,6 +90,7 @@ def calibrate(
 class _Wanted:
     """Which gates are measured beside channels', those after `up`, and the head's."""
 
+    channels: bool
     neurons: bool
     layers: bool
     coarse: int | None
@@ -98,6 +101,8 @@ class _Wanted:
             return self.coarse is not None
         if gate.startswith("residual:"):
             return self.layers
+        if not self.channels:
+            return gate.startswith("vocab:")
         return self.neurons or not gate.endswith("/neuron")
 
 

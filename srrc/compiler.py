@@ -22,6 +22,7 @@ from srrc.gated_calls import Values, branch_calls, gated_calls
 from srrc.passes.base import Pass
 from srrc.passes.capture import parameter_names, placeholders
 from srrc.passes.context import Context
+from srrc.passes.copy_graph import copy_graph
 from srrc.passes.cuts import region_cuts
 from srrc.passes.drifting_output import drifting_output
 from srrc.passes.enclose import Enclose
@@ -253,13 +254,6 @@ def _signature(rows: int) -> Signature:
 
 def _captured_size(captured: Capture, position: int) -> int:
     return int(placeholders(captured.gm)[position].meta["example_value"].node.hint)
-
-
-def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A graph that passes may edit, so that the original stays what Dynamo captured."""
-    copy = fx.Graph()
-    copy.output(copy.graph_copy(graph, val_map={}))
-    return copy
 
 
 def _fake_mode(gm: fx.GraphModule) -> FakeTensorMode:

@@ -25,6 +25,10 @@ class BuildError(SrrError, RuntimeError):
     """A native kernel that cannot be built or loaded."""
 
 
+class DriftError(SrrError, ValueError):
+    """A result that drifts further from the dense model than was allowed; the command line exits with 1."""
+
+
 class CacheError(SrrError, OSError):
     """A cache folder that cannot be written or read."""
 

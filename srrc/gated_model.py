@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree
 
-from srrc.compiler import Capture, capture, copy_graph
+from srrc.compiler import Capture, capture
 from srrc.errors import ModelError
 from srrc.options import LEVELS
 from srrc.passes.base import Pass
 from srrc.passes.context import Context
+from srrc.passes.copy_graph import copy_graph
 from srrc.passes.find_pathways import FindPathways
 from srrc.passes.gating.residual import skipped_nodes
 from srrc.passes.gating.source import GateSource

@@ -1,0 +1,67 @@
+"""From a model's interface to an ONNX graph in which gates are nodes of the domain `srrc`: the passes of `torch.compile`,
+then torch's exporter.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+from torch import fx
+
+from srrc.backends.onnx.export import export
+from srrc.backends.onnx.interfaces import Interface
+from srrc.backends.onnx.lower_gates import LowerGates
+from srrc.backends.onnx.share_heads import ShareHeads
+from srrc.backends.onnx.tidy import tidy
+from srrc.backends.onnx.trace import Traced, trace
+from srrc.passes.base import Pass
+from srrc.passes.context import Context
+from srrc.passes.copy_graph import copy_graph
+from srrc.passes.find_pathways import FindPathways
+from srrc.passes.gating.source import GateSource
+from srrc.passes.insert_gates import InsertGates
+from srrc.passes.normalise import Normalise
+from srrc.passes.pipeline import run_passes
+from srrc.pathways.base import Pathway
+from srrc.reasons import Refusal
+from srrc.runtime.gates import Gate
+
+
+@dataclass(frozen=True, eq=False)
+class Marked:
+    """An exported graph before its gates become standard operators (`gates.expand`).
+
+    gates: what each of its nodes of the domain `srrc` costs and saves, by id
+    """
+
+    interface: Interface
+    model: ir.Model
+    gates: dict[str, Gate]
+    pathways: Sequence[Pathway]
+    refusals: Sequence[Refusal]
+
+
+def lower(
+    interface: Interface, source: Callable[[Traced], GateSource] | None, levels: frozenset[str]
+) -> Marked:
+    """Capture, find pathways, insert the gates that `source` covers, and export.
+
+    source: None for no gates
+    Raises ModelError where the model cannot be captured or exported.
+    """
+    traced = trace(interface)
+    context = Context(fqns=dict(traced.fqns))
+    gated = None if source is None else source(traced)
+    passes: list[Pass] = [
+        Normalise(),
+        FindPathways(),
+        InsertGates(gated, levels, traced.fake_mode),
+        ShareHeads(),
+        LowerGates(traced.fake_mode, traced.weights),
+    ]
+    gm = run_passes(passes, fx.GraphModule(traced.gm, copy_graph(traced.gm.graph)), context)
+    model = export(interface, traced, gm)
+    tidy(model)
+    return Marked(
+        interface, model, {gate.id: gate for gate in context.gates}, context.pathways, context.refusals
+    )

@@ -1,0 +1,322 @@
+"""`srrc.optimize(model, path)`: capture, gate, export, plan, check, measure, and only then write."""
+
+import resource
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from srrc.backends.onnx.gates import THRESHOLDS, expand, gates_in
+from srrc.backends.onnx.interfaces import Interface, interfaces
+from srrc.backends.onnx.interfaces.base import BATCH, PAST, SEQUENCE
+from srrc.backends.onnx.interfaces.draw import draw
+from srrc.backends.onnx.lower import Marked, lower
+from srrc.backends.onnx.save import save
+from srrc.backends.onnx.session import Session
+from srrc.backends.onnx.trace import Traced
+from srrc.control.plan import Plan
+from srrc.errors import DriftError, OptionError
+from srrc.optimization.checks import Parity, check_file, compare_outputs, compare_tokens
+from srrc.optimization.companions import write_companions
+from srrc.optimization.folder import check_target, filled, target_of
+from srrc.optimization.guide import write_guide
+from srrc.optimization.plan import GatePlan, Saving, make_plan, other_budgets
+from srrc.optimization.quality import Quality, of_decoder, of_values
+from srrc.optimization.report import FileReport, GateReport, Report
+from srrc.optimization.settings import Settings
+from srrc.optimization.texts import Heldout, heldout
+from srrc.optimization.timing import measure_savings, time_calls
+from srrc.passes.gating.source import GateSource
+from srrc.profile import Profile
+
+Progress = Callable[[str], None]
+"""Called with what is being done now."""
+
+
+@dataclass
+class _Work:
+    """One run.
+
+    folder:  where candidates are tried out
+    seconds: what each step took
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    profile: Profile | None
+    settings: Settings
+    folder: Path
+    progress: Progress
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def step(self, name: str) -> "_Timed":
+        self.progress(name)
+        return _Timed(self.seconds, name)
+
+
+class _Timed:
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds, self._name, self._started = seconds, name, 0.0
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._seconds[self._name] = self._seconds.get(self._name, 0.0) + time.perf_counter() - self._started
+
+
+def optimize(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    tokenizer: Any = None,
+    profile: Profile | str | Path | None = None,
+    settings: Settings | None = None,
+    inputs: Mapping[str, Tensor] | None = None,
+    name: str = "",
+    progress: Progress = lambda what: None,
+) -> Report:
+    """Write `model` as ONNX files whose irrelevant pathways are skipped by standard operators.
+
+    path:      the folder to make; one that ends in ".onnx" names the file in its folder
+    tokenizer: goes along, and reads the held-out text that the result is judged on
+    profile:   what each gate is worth; made here where a budget or a tolerated drift is given and this is not
+    inputs:    keyword arguments of one call, for a model whose inputs cannot be told from its class
+    name:      what the report calls the model
+    Raises OptionError for settings that make no sense and for a folder that must not be replaced, ProfileError for a
+    profile of other weights, ModelError for a model that cannot be exported or whose export is not eager's, and
+    DriftError where the result drifts more than `settings.max_drift`. Nothing is written then.
+    """
+    settings = settings or Settings()
+    target, stem = target_of(path)
+    check_target(target, overwrite=settings.overwrite)
+    if isinstance(profile, str | Path):
+        profile = Profile.load(profile)
+    was_training = model.training
+    model.eval()
+    try:
+        with filled(target, overwrite=settings.overwrite) as out, tempfile.TemporaryDirectory(dir=out.parent) as room:
+            work = _Work(model, tokenizer, profile, settings, Path(room), progress)
+            files = _renamed(interfaces(model, inputs), stem)
+            if profile is None and not settings.exact:
+                work.profile = _calibrated(work, inputs)
+            reports = [_one_file(work, each, out) for each in files]
+            write_companions(model, tokenizer, files, out)
+            report = _report(name or type(model).__name__, work, reports)
+            report.write(out / "srrc_report.json")
+            write_guide(report, out / "README.md")
+    finally:
+        model.train(was_training)
+    return report
+
+
+def _renamed(files: tuple[Interface, ...], stem: str | None) -> tuple[Interface, ...]:
+    """The files under the name that the user gave, where there is only one."""
+    if stem is None:
+        return files
+    if len(files) > 1:
+        names = ", ".join(f"{each.name}.onnx" for each in files)
+        raise OptionError(f"this model becomes {len(files)} files ({names}); give the name of a folder")
+    return (replace(files[0], name=stem),)
+
+
+def _calibrated(work: _Work, inputs: Mapping[str, Tensor] | None) -> Profile:
+    """A quick profile of the gates that an ONNX model can have."""
+    from srrc.calibration import calibrate
+
+    coarse = work.settings.coarse
+    batches = None if inputs is None else [dict(inputs)]
+    with work.step("calibrating"):
+        return calibrate(
+            work.model,
+            work.tokenizer,
+            batches=batches,
+            quick=True,
+            channels=False,
+            layers=coarse is None,
+            coarse=coarse,
+            progress=False,
+        )
+
+
+def _source(profile: Profile) -> Callable[[Traced], GateSource]:
+    def make(traced: Traced) -> GateSource:
+        profile.check({traced.fqns[placeholder]: weight for placeholder, weight in traced.weights.items()})
+        return GateSource(
+            covers=lambda gate: profile.covers(gate) and gate.split(":", 1)[0] in {"residual", "vocab"},
+            weights=traced.weights,
+            vectors=profile.vectors,
+            many_rows=True,
+            coarse=True,
+        )
+
+    return make
+
+
+def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
+    """Write one file into `out`, and say how it does."""
+    settings, profile = work.settings, work.profile
+    with work.step("exporting"):
+        source = None if profile is None or settings.exact else _source(profile)
+        marked = lower(interface, source, settings.levels)
+    dense = _put(marked, {}, work.folder / f"{interface.name}-dense")
+    judged = Session(dense, settings.threads)
+    with work.step("comparing with eager"):
+        compare_outputs(interface, judged)
+    plan, savings, seconds = _plan(work, marked, judged)
+    path = _put(marked, plan.thresholds, out, dense if not plan.thresholds else None)
+    with work.step("checking"):
+        check_file(path)
+    session = Session(path, settings.threads)
+    opened = {THRESHOLDS: torch.full((len(plan.thresholds),), -1.0)} if plan.thresholds else {}
+    reader = _Reader(work, interface)
+    with work.step("comparing with eager"):
+        worst = compare_outputs(interface, session, opened)
+        tokens = reader.tokens(session, opened)
+    quality = None
+    if plan.thresholds:
+        with work.step("measuring drift"):
+            quality = reader.quality(judged, session)
+        _refuse_drift(quality, settings.max_drift)
+    with work.step("timing"):
+        latency = _latency(work, interface, judged, session)
+    left_out = {f"{r.kind}:{r.place}": r.reason.value for r in marked.refusals} | dict(plan.left_out)
+    return FileReport(
+        name=path.name,
+        inputs={value.name or "": [str(size) for size in value.shape or ()] for value in marked.model.graph.inputs},
+        outputs=interface.outputs,
+        bytes=sum(each.stat().st_size for each in out.glob(f"{interface.name}.onnx*")),
+        parity=Parity(worst, tokens),
+        quality=quality,
+        latency=latency,
+        gates=[
+            GateReport(gate, at, limit, plan.plan.fractions.get(gate, 0.0), *_pair(savings[gate]))
+            for at, (gate, limit) in enumerate(plan.thresholds.items())
+        ],
+        left_out=left_out,
+        budgets={} if profile is None else other_budgets(profile, savings, seconds, plan, settings.max_drift),
+        planned={"latency": plan.plan.spent, "drift": plan.plan.drift},
+    )
+
+
+def _pair(saving: Saving) -> tuple[float, float]:
+    return saving.saved, saving.overhead
+
+
+def _put(marked: Marked, thresholds: Mapping[str, float], folder: Path, ready: Path | None = None) -> Path:
+    """Write the file with these gates into a folder; `ready` is one that has been written already, to be moved."""
+    name = marked.interface.name
+    if ready is not None:
+        for each in ready.parent.glob(f"{name}.onnx*"):
+            shutil.copyfile(each, folder / each.name)
+        return folder / f"{name}.onnx"
+    folder.mkdir(exist_ok=True)
+    model = ir.Model(marked.model.graph.clone(), ir_version=marked.model.ir_version, producer_name="srrc")
+    expand(model, thresholds)
+    return save(model, folder / f"{name}.onnx")
+
+
+def _plan(work: _Work, marked: Marked, dense: Session) -> tuple[GatePlan, Mapping[str, Saving], float]:
+    """The plan, from what each gate that can stand in the file measures."""
+    gates = gates_in(marked.model)
+    if not gates or work.profile is None:
+        return GatePlan(Plan(), {}, {}), {}, 0.0
+    settings = work.settings
+    every = _put(marked, dict.fromkeys(gates, -1.0), work.folder / f"{marked.interface.name}-every")
+    with work.step("timing gates"):
+        feed = _feed(marked.interface, settings, decode=True)
+        groups = {gate: (gate.rsplit("/", 1)[-1] if "/" in gate else "", *_cost(marked, gate)) for gate in gates}
+        seconds, savings = measure_savings(
+            dense, Session(every, settings.threads), feed, gates, groups, settings.rounds
+        )
+    shutil.rmtree(every.parent)
+    return make_plan(work.profile, savings, seconds, settings.budget, settings.max_drift), savings, seconds
+
+
+def _cost(marked: Marked, gate: str) -> tuple[float, float]:
+    return marked.gates[gate].flops, marked.gates[gate].bytes
+
+
+def _feed(interface: Interface, settings: Settings, *, decode: bool) -> dict[str, Tensor]:
+    """Random inputs of one call: a token after a cache, or a prompt; for a model without a cache a prompt always."""
+    past = settings.past if decode else 0
+    length = 1 if decode and _has_cache(interface) else settings.prefill
+    return draw(interface, {BATCH: 1, SEQUENCE: length, PAST: past})
+
+
+def _has_cache(interface: Interface) -> bool:
+    return any(PAST in axes.values() for axes in interface.axes.values())
+
+
+def _latency(
+    work: _Work, interface: Interface, dense: Session, gated: Session
+) -> dict[str, dict[str, float]]:
+    """Median seconds of a call of both files, and of their ratio, by phase."""
+    settings = work.settings
+    phases = {"prefill": False} | ({"decode": True} if _has_cache(interface) else {})
+    found = {}
+    for phase, decode in phases.items():
+        feed = _feed(interface, settings, decode=decode)
+        rounds = settings.rounds if decode else max(3, settings.rounds // 3)
+        calls: dict[str, Callable[[], object]] = {"dense": lambda: dense.run(feed), "gated": lambda: gated.run(feed)}  # noqa: B023
+        times = time_calls(calls, rounds)
+        ratios = [ours / theirs for ours, theirs in zip(times["gated"], times["dense"], strict=True)]
+        medians = {name: statistics.median(each) for name, each in times.items()}
+        found[phase] = medians | {"ratio": statistics.median(ratios)}
+    return found
+
+
+class _Reader:
+    """Judges a file by what it makes of held-out text, or of random inputs."""
+
+    def __init__(self, work: _Work, interface: Interface) -> None:
+        self._work, self._interface = work, interface
+        self._decodes = interface.outputs[0] == "logits" and PAST in str(interface.axes) and "." not in "".join(
+            name.removeprefix("past_key_values.").replace(".key", "").replace(".value", "")
+            for name in interface.example
+        )
+        self._held: Heldout | None = None
+        if self._decodes:
+            settings = work.settings
+            vocabulary = int(work.model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
+            self._held = heldout(work.tokenizer, vocabulary, settings.heldout_tokens, settings.prompts)
+
+    def tokens(self, session: Session, opened: Mapping[str, Tensor]) -> tuple[int, int] | None:
+        """How many prompts are continued as eager would."""
+        if self._held is None:
+            return None
+        return compare_tokens(self._interface, session, self._held.prompts, self._work.settings.new_tokens, opened)
+
+    def quality(self, dense: Session, gated: Session) -> Quality:
+        """How far the gated file is from the dense one."""
+        if self._held is not None:
+            return of_decoder(self._interface, dense, gated, self._held.windows, {})
+        feeds = [draw(self._interface, {BATCH: 2, SEQUENCE: 64, PAST: 0}, seed) for seed in range(4)]
+        return of_values(self._interface.outputs[0], dense, gated, feeds, {})
+
+
+def _refuse_drift(quality: Quality, max_drift: float | None) -> None:
+    if max_drift is not None and quality.kl > max_drift:
+        raise DriftError(
+            f"the gated model drifts {quality.kl:.4f} nats a token on held-out text, more than the {max_drift:g} that "
+            "were allowed; nothing was written. Calibrate longer, or allow more"
+        )
+
+
+def _report(name: str, work: _Work, files: list[FileReport]) -> Report:
+    from srrc.bench.machine import describe_machine
+
+    machine = describe_machine(work.settings.threads) | {
+        package: version(package) for package in ("onnx", "onnxruntime", "onnxscript", "onnx-ir")
+    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Report(name, asdict(work.settings), machine, files, work.seconds, peak)

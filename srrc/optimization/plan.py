@@ -1,0 +1,107 @@
+"""Which gates an ONNX model gets, and at which thresholds: the controller, with costs measured in ONNX Runtime."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from srrc.control import controller
+from srrc.control.plan import PhaseCost, Plan
+from srrc.passes.gating.residual import COARSE
+from srrc.profile import GateCost, GateProfile, Profile
+
+BUDGETS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
+"""Budgets that the report gives thresholds for, as far as the file's gates go."""
+
+
+@dataclass(frozen=True)
+class Saving:
+    """What a gate saves when it drops everything, and costs by being there: seconds of one call."""
+
+    saved: float
+    overhead: float
+
+
+@dataclass(frozen=True, eq=False)
+class GatePlan:
+    """What a file is to do.
+
+    plan:       the controller's
+    thresholds: gate id -> threshold, for the gates that the file gets
+    left_out:   gate id -> why it gets none
+    """
+
+    plan: Plan
+    thresholds: Mapping[str, float]
+    left_out: Mapping[str, str]
+
+
+def make_plan(
+    profile: Profile, savings: Mapping[str, Saving], dense: float, budget: float | None, max_drift: float | None
+) -> GatePlan:
+    """The plan over the gates in `savings`, of a call that takes `dense` seconds without any.
+
+    A gate that saves less than it costs is left out, and so is one that the plan does not use.
+    """
+    paying = {gate: each for gate, each in savings.items() if each.saved > each.overhead}
+    left_out = {gate: "measured slower in ONNX Runtime" for gate in savings.keys() - paying.keys()}
+    profile = _to_the_end(profile)
+    phase = PhaseCost(0.0, dense, {gate: _cost(profile.gates[gate], each) for gate, each in paying.items()})
+    plan = controller.plan(profile, budget=budget, max_drift=max_drift, phases={"decode": phase})
+    records = plan.thresholds["decode"]
+    left_out |= {gate: "the budget is reached without it" for gate in paying.keys() - records.keys()}
+    return GatePlan(plan, {gate: records[gate][0] for gate in savings if gate in records}, left_out)
+
+
+def other_budgets(
+    profile: Profile, savings: Mapping[str, Saving], dense: float, plan: GatePlan, max_drift: float | None
+) -> dict[float, list[float]]:
+    """Budget -> thresholds of the file's gates, for budgets down to what they can save; 1.0 opens all of them."""
+    found = {1.0: [-1.0] * len(plan.thresholds)}
+    kept = {gate: savings[gate] for gate in plan.thresholds}
+    for budget in BUDGETS:
+        if budget < plan.plan.spent - 0.005:
+            break
+        made = make_plan(profile, kept, dense, budget, max_drift)
+        found[budget] = [made.thresholds.get(gate, -1.0) for gate in plan.thresholds]
+    return found
+
+
+def _cost(gate: GateProfile, saving: Saving) -> GateCost:
+    """The gate's cost in seconds, where a cost has bytes: with no FLOPs beside them, they are what counts.
+
+    A vocabulary head does the same whatever it drops, so all that it saves, it saves by being closed.
+    """
+    whole = saving.saved - saving.overhead
+    if gate.kind == "vocab":
+        return GateCost(gate.cost.units, 0.0, 0.0, 0.0, spared_bytes=whole)
+    return GateCost(1, 0.0, saving.saved, 0.0, fixed_bytes=saving.overhead)
+
+
+def _to_the_end(profile: Profile) -> Profile:
+    """The profile with coarse gates' curves continued to where all that was calibrated is dropped.
+
+    Then only what calibration has not seen, a score above all of its scores, has its branch computed in full.
+    """
+    gates = {
+        name: _continued(gate) if name.endswith(COARSE) else gate for name, gate in profile.gates.items()
+    }
+    return dataclasses.replace(profile, gates=gates)
+
+
+def _continued(gate: GateProfile) -> GateProfile:
+    last = float(gate.fractions[-1])
+    if last >= 1.0:
+        return gate
+
+    def grown(values: torch.Tensor) -> torch.Tensor:
+        return torch.cat((values, values[-1:] / last))
+
+    return dataclasses.replace(
+        gate,
+        fractions=torch.cat((gate.fractions, torch.ones(1))),
+        drift=grown(gate.drift),
+        error=grown(gate.error),
+        kept_low=torch.cat((gate.kept_low, torch.zeros(1))),
+    )

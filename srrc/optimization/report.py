@@ -1,0 +1,118 @@
+"""What `srrc.optimize` did: a plain record for machines, and a table for people."""
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from srrc.optimization.checks import Parity
+from srrc.optimization.quality import Quality
+
+SECONDS = Mapping[str, Mapping[str, float]]
+"""Phase -> {"dense", "gated", "ratio"}: medians of seconds a call, and of the ratios of calls made in turn."""
+
+
+@dataclass(frozen=True)
+class GateReport:
+    """One gate of a file.
+
+    index:     of its threshold in the input `srrc_thresholds`
+    fraction:  of its units that the plan expects it to drop
+    saved_s, overhead_s: what it saves when it drops everything, and costs by being there: seconds of one call
+    """
+
+    id: str
+    index: int
+    threshold: float
+    fraction: float
+    saved_s: float
+    overhead_s: float
+
+
+@dataclass(frozen=True)
+class FileReport:
+    """One file.
+
+    parity:   of the file with open gates, with eager
+    quality:  of the gated file, against the dense one; None without gates
+    latency:  of both
+    gates:    in the order of the thresholds
+    left_out: pathway or gate -> why it has no gate
+    budgets:  budget -> thresholds that give it
+    planned:  what the controller expects: share of the dense latency, and drift
+    """
+
+    name: str
+    inputs: Mapping[str, Sequence[Any]]
+    outputs: Sequence[str]
+    bytes: int
+    parity: Parity
+    quality: Quality | None
+    latency: SECONDS
+    gates: Sequence[GateReport] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    budgets: Mapping[float, Sequence[float]] = field(default_factory=dict)
+    planned: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Report:
+    """All files of one model."""
+
+    model: str
+    settings: Mapping[str, Any]
+    machine: Mapping[str, Any]
+    files: Sequence[FileReport]
+    seconds: Mapping[str, float]
+    peak_bytes: int
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON."""
+        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, default=_plain) + "\n", encoding="utf-8")
+
+    def tables(self) -> list[Table]:
+        """What to print."""
+        return [_summary(self.files), *(_gates(each) for each in self.files if each.gates)]
+
+
+def _plain(value: Any) -> Any:
+    return sorted(value) if isinstance(value, set | frozenset) else str(value)
+
+
+def _summary(files: Sequence[FileReport]) -> Table:
+    table = Table(title="against the dense export, same ONNX Runtime, in turn")
+    for column in ("file", "gates", "off eager by", "tokens equal", "drift", "perplexity"):
+        table.add_column(column)
+    phases = list(dict.fromkeys(phase for each in files for phase in each.latency))
+    for phase in phases:
+        table.add_column(f"{phase}: ms, of dense", justify="right")
+    for each in files:
+        tokens, quality = each.parity.tokens, each.quality
+        relative = None if quality is None else quality.relative_perplexity
+        row = [
+            each.name,
+            str(len(each.gates)),
+            f"{max(each.parity.worst.values(), default=0.0):.1e}",
+            "" if tokens is None else f"{tokens[1]} of {tokens[0]} prompts",
+            "" if quality is None else f"{quality.kl:.4f}",
+            "" if relative is None else f"{100 * (relative - 1):+.1f}%",
+        ]
+        for phase in phases:
+            found = each.latency.get(phase)
+            row.append("" if found is None else f"{1e3 * found['gated']:.1f}, {found['ratio']:.2f}")
+        table.add_row(*row)
+    return table
+
+
+def _gates(report: FileReport) -> Table:
+    table = Table(title=f"gates of {report.name}")
+    for column in ("gate", "threshold", "drops", "saves at most, ms", "costs, ms"):
+        table.add_column(column, justify="left" if column == "gate" else "right")
+    for gate in report.gates:
+        saved, cost = 1e3 * gate.saved_s, 1e3 * gate.overhead_s
+        table.add_row(gate.id, f"{gate.threshold:.4g}", f"{gate.fraction:.0%}", f"{saved:.3f}", f"{cost:.3f}")
+    return table
