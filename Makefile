@@ -18,7 +18,7 @@ help:  ## list the targets
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt $(TORCH_ARGS) torch==2.13.0
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[zoo,test]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[zoo,onnx,test]'
 	touch $@
 
 install: $(VENV)/.installed  ## make .venv and install srrc into it, editable

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from srrc import models_zoo as models_zoo
     from srrc.calibration import calibrate as calibrate
+    from srrc.optimization.optimize import optimize as optimize
     from srrc.profile import Profile as Profile
     from srrc.report import explain as explain
     from srrc.report import set_budget as set_budget
@@ -20,11 +21,12 @@ _PUBLIC = {
     "Profile": "srrc.profile",
     "calibrate": "srrc.calibration",
     "explain": "srrc.report",
+    "optimize": "srrc.optimization.optimize",
     "set_budget": "srrc.report",
     "stats": "srrc.report",
 }
 
-__all__ = ["Profile", "calibrate", "explain", "models_zoo", "set_budget", "stats"]
+__all__ = ["Profile", "calibrate", "explain", "models_zoo", "optimize", "set_budget", "stats"]
 
 
 def __getattr__(name: str) -> Any:

@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from srrc.backends.cpu.toolchain import find_compiler
 from srrc.backends.inductor import compile_whole
 from srrc.compiler import capture, compile_capture
-from srrc.passes.copy_graph import copy_graph
 from srrc.dump import write_reproducer
 from srrc.errors import OptionError, SrrError
 from srrc.options import Options, parse_options
 from srrc.passes.capture import needs_gradients
+from srrc.passes.copy_graph import copy_graph
 from srrc.passes.pipeline import configure_logs
 from srrc.reasons import Reason, Refusal
 from srrc.runtime.compiled_graph import CompiledGraph, record

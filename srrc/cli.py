@@ -7,10 +7,8 @@ With `--json`, standard output carries one JSON value and nothing else.
 """
 
 import dataclasses
-import json
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +16,22 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from srrc.errors import CacheError, OptionError, SrrError
+from srrc.cli_optimize import optimize
+from srrc.cli_options import (
+    Budget,
+    Dtype,
+    Json,
+    MaxDrift,
+    Model,
+    ProfilePath,
+    Prompt,
+    load,
+    options,
+    print_json,
+    status,
+    texts_of,
+)
+from srrc.errors import CacheError, DriftError, OptionError, SrrError
 
 
 class _OneLine(TyperGroup):
@@ -29,7 +42,7 @@ class _OneLine(TyperGroup):
             return super().invoke(ctx)
         except SrrError as error:
             typer.echo(f"srrc: {' '.join(str(error).split())}", err=True)
-            raise typer.Exit(2) from error
+            raise typer.Exit(1 if isinstance(error, DriftError) else 2) from error
 
 
 app = typer.Typer(
@@ -39,16 +52,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-Model = Annotated[
-    str, typer.Argument(help="a name of the zoo, a Hugging Face directory or hub id, or module:factory")
-]
-Json = Annotated[bool, typer.Option("--json", help="print one JSON value")]
-Budget = Annotated[str | None, typer.Option(help="fraction of the dense cost that may be spent, in (0, 1]")]
-MaxDrift = Annotated[str | None, typer.Option(help="largest KL from the dense model, in nats a token")]
-ProfilePath = Annotated[Path | None, typer.Option("--profile", help="a profile made by `srrc calibrate`")]
-Dtype = Annotated[str, typer.Option(help="float32 or bfloat16")]
-Prompt = Annotated[str, typer.Option(help="text to continue")]
 
 _PROMPT = "What is the capital of France, and what is it known for?"
 
@@ -69,20 +72,20 @@ def generate(
     """Let a model continue a prompt, and say how fast and how far from dense."""
     from srrc.bench import generation
 
-    options = _options(budget, max_drift, profile)
-    loaded, tokenizer = _load(model, dtype)
-    with _status(f"compiling {model} for {backend}"):
+    asked = options(budget, max_drift, profile)
+    loaded, tokenizer = load(model, dtype)
+    with status(f"compiling {model} for {backend}"):
         made = generation.generate(
             loaded,
             tokenizer,
             prompt,
             backend=backend,
-            options=options,
+            options=asked,
             max_new_tokens=max_new_tokens,
             raw=raw,
         )
     if as_json:
-        _print_json(dataclasses.asdict(made))
+        print_json(dataclasses.asdict(made))
         return
     typer.echo(made.text)
     typer.echo(
@@ -104,20 +107,24 @@ def calibrate(
         bool,
         typer.Option("--layers", help="measure gates on whole branches too; small models hardly use them"),
     ] = False,
+    coarse: Annotated[
+        int | None,
+        typer.Option(help="measure gates that let weights of 4 or 8 bits stand in, for `srrc optimize`"),
+    ] = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
     """Measure what each gate of a model is worth on some text, and write a profile."""
     import srrc
 
-    texts = _texts(domain or [], text or [])
+    texts = texts_of(domain or [], text or [])
     if not out.parent.is_dir():
         raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
-    loaded, tokenizer = _load(model, dtype)
-    profile = srrc.calibrate(loaded, tokenizer, texts, layers=layers)
+    loaded, tokenizer = load(model, dtype)
+    profile = srrc.calibrate(loaded, tokenizer, texts, layers=layers, coarse=coarse)
     profile.save(out)
     if as_json:
-        _print_json({"profile": str(out), "gates": len(profile.gates)})
+        print_json({"profile": str(out), "gates": len(profile.gates)})
     else:
         typer.echo(f"{out}: {len(profile.gates)} gates")
 
@@ -136,13 +143,13 @@ def explain(
     import srrc
     from srrc.bench import generation
 
-    options = _options(budget, max_drift, profile)
-    loaded, tokenizer = _load(model, dtype)
-    with _status(f"compiling {model}"):
-        generation.run_once(loaded, tokenizer, prompt, options)
+    asked = options(budget, max_drift, profile)
+    loaded, tokenizer = load(model, dtype)
+    with status(f"compiling {model}"):
+        generation.run_once(loaded, tokenizer, prompt, asked)
     report = srrc.explain(loaded)
     if as_json:
-        _print_json(dataclasses.asdict(report))
+        print_json(dataclasses.asdict(report))
     else:
         typer.echo(str(report))
 
@@ -214,19 +221,11 @@ def cache(
         rooms = [room for room in rooms if room.is_dir()]
     sizes = {room.name: _size(room) for room in rooms}
     if as_json:
-        _print_json({"folder": str(root), "bytes": sizes})
+        print_json({"folder": str(root), "bytes": sizes})
         return
     typer.echo(str(root))
     for name, size in sizes.items():
         typer.echo(f"  {name:<12} {size / 1e6:10.1f} MB")
-
-
-@app.command()
-def optimize(model: Model) -> None:
-    """Write a model as ONNX with conditional subgraphs (not yet)."""
-    raise SrrError(
-        f"cannot optimize {model!r}: the ONNX backend is not built yet; use `srrc generate --backend srr`"
-    )
 
 
 @app.command()
@@ -241,11 +240,11 @@ def demo(
     """One answer under eager, inductor and srr, side by side."""
     from srrc.bench.demo import demo_table, run_demo
 
-    _options(budget if profile else None, None, profile)
-    _load(model, dtype)  # fetch it, and fail on it, once
+    options(budget if profile else None, None, profile)
+    load(model, dtype)  # fetch it, and fail on it, once
     rows = []
     console = Console(width=None if sys.stdout.isatty() else 120)  # a log breaks no line of the table
-    with _status("asking each backend in a process of its own; compiling takes minutes"):
+    with status("asking each backend in a process of its own; compiling takes minutes"):
         for name, row in run_demo(
             model,
             prompt,
@@ -260,65 +259,14 @@ def demo(
     console.print(demo_table(rows))
 
 
+app.command()(optimize)
+
+
 def main() -> None:
     """Entry point of the console script."""
     # As under `python -m`, a module:factory of the working directory can be named; last, to shadow nothing.
     sys.path.append("")
     app()
-
-
-def _load(name: str, dtype: str) -> tuple[Any, Any]:
-    import torch
-
-    from srrc import models_zoo
-
-    dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in dtypes:
-        raise OptionError(f"no dtype {dtype!r}; known: {', '.join(dtypes)}")
-    with _status(f"loading {name}"):
-        return models_zoo.load(name, dtype=dtypes[dtype])
-
-
-def _options(budget: str | None, max_drift: str | None, profile: Path | None) -> Mapping[str, object]:
-    """The options that were given, checked before anything is loaded."""
-    from srrc.options import parse_options
-
-    given = {"budget": _number(budget), "max_drift": _number(max_drift), "profile": profile}
-    options = {name: value for name, value in given.items() if value is not None}
-    parse_options(options)
-    if profile is not None and not profile.is_file():
-        raise OptionError(f"no profile at {profile}; make one with `srrc calibrate`")
-    return options
-
-
-def _number(text: str | None) -> float | str | None:
-    """The number that a text spells, else the text itself, for the options to refuse by name."""
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return text
-
-
-def _texts(domains: list[str], files: list[Path]) -> list[str]:
-    from srrc.models_zoo import texts
-
-    found = [
-        text for name in domains or ([] if files else ["docs"]) for text in texts.split(name, "calibration")
-    ]
-    for path in files:
-        try:
-            found.append(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise OptionError(f"cannot read {path} as text: {error}") from error
-    return found
-
-
-def _status(message: str) -> Any:
-    return Console(stderr=True).status(message)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, default=str))
 
 
 def _size(folder: Path) -> int:

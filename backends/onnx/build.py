@@ -40,7 +40,9 @@ def choose(
 ) -> None:
     """Append an `If` whose branches are (nodes, values); `outputs` are its results, fresh values."""
     graphs = (branch(*then, names[0]), branch(*otherwise, names[1]))
-    attributes = [ir.AttrGraph(name, graph) for name, graph in zip(("then_branch", "else_branch"), graphs, strict=True)]
+    attributes = [
+        ir.AttrGraph(name, graph) for name, graph in zip(("then_branch", "else_branch"), graphs, strict=True)
+    ]
     nodes.append(ir.Node("", "If", [condition], attributes, outputs=outputs))
 
 
@@ -49,10 +51,19 @@ def total(nodes: Nodes, stream: ir.Value | None, value: ir.Value) -> ir.Value:
     return value if stream is None else op(nodes, "Add", [stream, value])
 
 
+def width_of(value: ir.Value) -> int:
+    """The last size of a value, which must be a number."""
+    assert value.shape is not None
+    size = value.shape[-1]
+    assert isinstance(size, int)
+    return size
+
+
 def replace_node(node: ir.Node, value: ir.Value | None) -> None:
     """Let `value` stand for the one output of `node`, and remove the node. An output of the graph keeps its name."""
     graph, end = node.graph, node.outputs[0]
-    assert isinstance(graph, ir.Graph) and value is not None
+    assert isinstance(graph, ir.Graph)
+    assert value is not None
     for at, output in enumerate(graph.outputs):
         if output is end:
             value.name, end.name = end.name, None

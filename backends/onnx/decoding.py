@@ -20,13 +20,22 @@ def first_inputs(example: Mapping[str, Tensor], tokens: Tensor) -> dict[str, Ten
     return found | empty_past(example, batch)
 
 
-def next_inputs(inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], token: Tensor) -> dict[str, Tensor]:
+def next_inputs(
+    inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor], token: Tensor
+) -> dict[str, Tensor]:
     """The inputs that read `token` (int64 [B]) after a call that took `inputs` and gave `outputs`."""
     mask = inputs["attention_mask"]
-    found = {"input_ids": token[:, None], "attention_mask": torch.cat((mask, torch.ones_like(mask[:, :1])), 1)}
+    found = {
+        "input_ids": token[:, None],
+        "attention_mask": torch.cat((mask, torch.ones_like(mask[:, :1])), 1),
+    }
     if "position_ids" in inputs:
         found["position_ids"] = inputs["position_ids"][:, -1:] + 1
-    past = {name: name.replace("past_key_values", "present") for name in inputs if name.startswith("past_key_values")}
+    past = {
+        name: name.replace("past_key_values", "present")
+        for name in inputs
+        if name.startswith("past_key_values")
+    }
     return found | {name: outputs[present] for name, present in past.items()}
 
 

@@ -99,13 +99,19 @@ def _name_axes(model: ir.Model, axes: Sequence[Mapping[int, str]]) -> None:
     for value, named in zip(model.graph.inputs, axes, strict=True):
         for dimension, axis in named.items():
             size = value.shape[dimension] if value.shape is not None else None
-            if isinstance(size, ir.SymbolicDim) and size.value is not None and re.fullmatch(r"\w+", str(size.value)):
+            if (
+                isinstance(size, ir.SymbolicDim)
+                and size.value is not None
+                and re.fullmatch(r"\w+", str(size.value))
+            ):
                 symbols.setdefault(str(size.value), axis)
     for value in _values(model):
         if value.shape is not None:
             for dimension, size in enumerate(value.shape):
                 if isinstance(size, ir.SymbolicDim) and size.value is not None:
-                    named_size = re.sub(r"\w+", lambda found: symbols.get(found[0], found[0]), str(size.value))
+                    named_size = re.sub(
+                        r"\w+", lambda found: symbols.get(found[0], found[0]), str(size.value)
+                    )
                     value.shape[dimension] = named_size
 
 

@@ -1,5 +1,6 @@
-"""From a model's interface to an ONNX graph in which gates are nodes of the domain `srrc`: the passes of `torch.compile`,
-then torch's exporter.
+"""From a model's interface to an ONNX graph in which gates are nodes of the domain `srrc`.
+
+The passes are those of `torch.compile`; what they leave goes through torch's exporter.
 """
 
 from collections.abc import Callable, Sequence

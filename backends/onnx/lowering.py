@@ -28,9 +28,9 @@ class Lowering:
         assert isinstance(node, fx.Node)
         if node.op == "placeholder":
             return self.weights[node.name].detach()
-        assert node.target in {torch.ops.aten.t.default, torch.ops.aten.slice.Tensor} and callable(node.target)
-        found: Tensor = node.target(*(self.tensor(each) if isinstance(each, fx.Node) else each for each in node.args))
-        return found
+        assert node.target in {torch.ops.aten.t.default, torch.ops.aten.slice.Tensor}
+        view: Callable[..., Tensor] = node.target
+        return view(*(self.tensor(each) if isinstance(each, fx.Node) else each for each in node.args))
 
     def hold(self, tensor: Tensor) -> fx.Node:
         """Hold a new tensor in the graph, and read it at the insertion point."""

@@ -19,7 +19,7 @@ def leading_to(reader: ir.Node, ends: Iterable[ir.Value]) -> list[ir.Node]:
     inside: set[ir.Node] = set()
     found: list[ir.Node] = []
     before = False
-    for node in reversed(graph):  # type: ignore[call-overload]
+    for node in reversed(graph):
         if node is reader:
             before = True
         elif before and _only_into(node, inside, reader, wanted):

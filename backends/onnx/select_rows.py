@@ -15,10 +15,10 @@ Axes = Sequence[int | None] | None
 """For each input the axis along which it is selected, None for whole; None for an operator that mixes positions."""
 
 ELEMENTWISE = frozenset({
-    "Abs", "Add", "And", "Cast", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Gelu", "Greater", "GreaterOrEqual",
-    "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Less", "LessOrEqual", "Log", "Max", "Min", "Mul", "Neg", "Not",
-    "Or", "Pow", "QuickGelu", "Reciprocal", "Relu", "Sigmoid", "Sign", "Sin", "Softplus", "Sqrt", "Sub", "Swish",
-    "Tanh", "Where",
+    "Abs", "Add", "And", "Cast", "Clip", "Cos", "Div", "Elu", "Equal", "Erf", "Exp", "Gelu", "Greater",
+    "GreaterOrEqual", "HardSigmoid", "HardSwish", "Identity", "LeakyRelu", "Less", "LessOrEqual", "Log",
+    "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "QuickGelu", "Reciprocal", "Relu", "Sigmoid", "Sign",
+    "Sin", "Softplus", "Sqrt", "Sub", "Swish", "Tanh", "Where",
 })  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def _matmul_nbits(node: ir.Node, axis: int) -> Axes:
 
 
 def _gemm(node: ir.Node, axis: int) -> Axes:
-    if axis != 0 or node.attributes.get_int("transA", 0):
+    if axis != 0 or node.attributes.get_int("transA", 0) == 1:
         return None
     bias = node.inputs[2] if len(node.inputs) > 2 else None
     if bias is not None and _rank(bias) != 1:
@@ -162,7 +162,7 @@ def _transpose(node: ir.Node, axis: int) -> Axes:
 
 def _reshape(node: ir.Node, axis: int) -> Axes:
     target = constant(node.inputs[1])
-    if target is None or node.attributes.get_int("allowzero", 0) or any(target[: axis + 1]):
+    if target is None or node.attributes.get_int("allowzero", 0) == 1 or any(target[: axis + 1]):
         return None
     return [axis, None]
 
@@ -185,7 +185,7 @@ def _rotary(node: ir.Node, axis: int) -> Axes:
 def _attention(node: ir.Node, axis: int) -> Axes:
     """Queries and the mask's rows are selected; keys and values are read whole."""
     rank = _rank(node.inputs[0])
-    if rank is None or axis != (2 if rank == 4 else 1) or node.attributes.get_int("is_causal", 0):
+    if rank is None or axis != (2 if rank == 4 else 1) or node.attributes.get_int("is_causal", 0) == 1:
         return None
     inputs = [*node.inputs, None, None, None][: max(4, len(node.inputs))]
     mask, past = inputs[3], inputs[4:]
@@ -197,7 +197,9 @@ def _attention(node: ir.Node, axis: int) -> Axes:
         if mask is not None and (own is None or mask.shape is None):
             return None
         rows = None if own is None else own - 2
-        found.append(None if rows is None or mask is None or mask.shape is None or mask.shape[rows] == 1 else rows)
+        found.append(
+            None if rows is None or mask is None or mask.shape is None or mask.shape[rows] == 1 else rows
+        )
         found += [None] * (len(node.inputs) - 4)
     return found
 

@@ -31,7 +31,9 @@ class Session:
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
         try:
-            self._session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+            self._session = runtime.InferenceSession(
+                os.fspath(path), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # its exceptions share no base but Exception
             first = str(error).strip().splitlines()[0]
             raise ModelError(f"ONNX Runtime does not load {path}: {first}") from error

@@ -22,7 +22,7 @@ class ShareHeads:
                 continue
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
             given = dict(zip(names, site.node.args, strict=False)) | dict(site.node.kwargs)
-            repeated = (given["key"], given["value"])
+            repeated = (site.k, site.v)
             given |= {"key": site.k_base, "value": site.v_base, "enable_gqa": True}
             site.node.args, site.node.kwargs = (), given
             for value in repeated:

@@ -14,5 +14,7 @@ def symbolic(
     attributes: dict[str, int | float | str] | None = None,
 ) -> Tensor:
     """A call that exports as the node `name` ("domain::Operator") with one result. It computes nothing here."""
-    made: Tensor = torch.onnx.ops.symbolic(name, inputs, attributes or {}, dtype=dtype, shape=shape, version=1)
+    made: Tensor = torch.onnx.ops.symbolic(
+        name, inputs, dict(attributes or {}), dtype=dtype, shape=shape, version=1
+    )
     return made

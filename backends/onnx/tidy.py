@@ -27,7 +27,13 @@ def _constant_shapes(model: ir.Model) -> None:
             continue
         x, shape = node.inputs
         out = node.outputs[0]
-        if x is None or shape is None or x.shape is None or out.shape is None or shape.const_value is not None:
+        if (
+            x is None
+            or shape is None
+            or x.shape is None
+            or out.shape is None
+            or shape.const_value is not None
+        ):
             continue
         if node.attributes.get_int("allowzero", 0):
             continue

@@ -93,7 +93,9 @@ def trace(interface: Interface) -> Traced:
         raise error.inner_exception from error
     except torch._dynamo.exc.Unsupported as error:
         first = str(error).strip().splitlines()[0]
-        raise ModelError(f"cannot export: Dynamo does not capture the model as one graph ({first})") from error
+        raise ModelError(
+            f"cannot export: Dynamo does not capture the model as one graph ({first})"
+        ) from error
     ((gm, names, args, outputs),) = seen
     sources = _sources(interface.module, gm, names, args, tensors)
     return Traced(
@@ -135,7 +137,9 @@ def _sources(
         if source is None:
             expression = node.meta["example_value"].node.expr
             if expression not in sizes:
-                raise ModelError(f"cannot export: the graph takes a number ({node.name}) that is no size of an input")
+                raise ModelError(
+                    f"cannot export: the graph takes a number ({node.name}) that is no size of an input"
+                )
             source = sizes[expression]  # noqa: PLW2901
         found.append(source)
     return found

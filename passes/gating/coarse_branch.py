@@ -1,4 +1,4 @@
-"""A second copy of a residual branch whose linears read coarse weights: what stands in where full ones matter little."""
+"""A copy of a residual branch whose linears read coarse weights: what stands in where full ones matter little."""
 
 import torch
 from torch import fx
@@ -63,6 +63,9 @@ def _coarse(
     weight = weight if linear.rows is None else weight[slice(*linear.rows)]
     codes, scale = coarse_weight(weight, bits)
     name = f"srr_coarse_{len([name for name, _ in gm.named_buffers() if name.startswith('srr_coarse_')])}"
-    held = [emit_tensor(gm, f"{name}_{part}", each, fake_mode) for part, each in (("codes", codes), ("scale", scale))]
+    held = [
+        emit_tensor(gm, f"{name}_{part}", each, fake_mode)
+        for part, each in (("codes", codes), ("scale", scale))
+    ]
     bias = bias_of(gm.graph, linear, fake_mode)
     return emit(gm.graph, torch.ops.srr.coarse_linear.default, (x, *held, bias, bits), fake_mode)

@@ -25,7 +25,6 @@ from srrc.pathways.residual import Branch
 from srrc.reasons import Reason, Refusal
 from srrc.runtime.gates import Gate
 
-
 COARSE = "/coarse"
 """Suffix of the gate that lets a branch run with coarse weights, where the other leaves it out."""
 

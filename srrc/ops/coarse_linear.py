@@ -4,8 +4,9 @@
 
 x [..., K]; codes uint8 [N, ceil(K / BLOCK), BLOCK * bits / 8], `8 / bits` inputs a byte, the first in the low bits;
 scale float32 [N, ceil(K / BLOCK)]; bias [N] or None; bits 4 or 8 -> contiguous [..., N].
-A weight is scale * (code - 2**(bits - 1)): symmetric rounding in blocks of successive inputs. The layout is that of ONNX
-Runtime's MatMulNBits.
+A weight is scale * (code - 2**(bits - 1)): symmetric rounding in blocks of successive inputs. x is rounded to int8 in
+the same blocks, each row for itself, so that products are of whole numbers. Layout and rounding are those of ONNX
+Runtime's MatMulNBits at accuracy level 4.
 """
 
 import torch
@@ -44,9 +45,20 @@ def full_weight(codes: Tensor, scale: Tensor, inputs: int, bits: int) -> Tensor:
     return wide.flatten(1)[:, :inputs]
 
 
+def rounded(x: Tensor) -> Tensor:
+    """X [..., K] rounded to int8 in blocks of a row: the same shape and dtype."""
+    inputs = x.shape[-1]
+    blocks = F.pad(x.to(torch.float32), (0, -inputs % BLOCK)).reshape(*x.shape[:-1], -1, BLOCK)
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    steps = torch.where(scale == 0, torch.ones(()), scale)
+    whole: Tensor = (blocks / steps).round() * scale
+    return whole.flatten(-2)[..., :inputs].to(x.dtype)
+
+
 def reference(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bits: int) -> Tensor:
-    """The truth: `F.linear` with the weight that the codes stand for."""
-    return F.linear(x, full_weight(codes, scale, x.shape[-1], bits).to(x.dtype), bias).contiguous()
+    """The truth: `F.linear` of the rounded input with the weight that the codes stand for."""
+    weight = full_weight(codes, scale, x.shape[-1], bits).to(x.dtype)
+    return F.linear(rounded(x), weight, bias).contiguous()
 
 
 def fake(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bits: int) -> Tensor:
@@ -57,7 +69,7 @@ def fake(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bits: int
 def backward(
     grad: Tensor, needs: Needs, *, x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bits: int
 ) -> Grads:
-    """Gradients of x and the bias; the codes have none."""
+    """Gradients of x, as if it were not rounded, and of the bias; the codes have none."""
     found: dict[str, Tensor | None] = {}
     if needs["x"]:
         found["x"] = grad @ full_weight(codes, scale, x.shape[-1], bits).to(grad.dtype)

@@ -1,1 +1,1 @@
-"""The ONNX door: `srrc.optimize(model, path)` and `srrc optimize`, from a model to a folder of files that run anywhere."""
+"""The ONNX door: `srrc.optimize(model, path)` and `srrc optimize`, from a model to files that run anywhere."""

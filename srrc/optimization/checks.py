@@ -48,7 +48,9 @@ def check_file(path: Path) -> None:
 
     try:
         onnx.checker.check_model(str(path), full_check=True)
-        onnx.shape_inference.infer_shapes_path(str(path), str(path.with_suffix(".inferred")), strict_mode=True)
+        onnx.shape_inference.infer_shapes_path(
+            str(path), str(path.with_suffix(".inferred")), strict_mode=True
+        )
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         raise ModelError(f"{path.name} is not valid ONNX: {str(error).strip().splitlines()[0]}") from error
     finally:
@@ -106,7 +108,9 @@ def compare_tokens(
 
 def _apart(name: str, actual: Tensor, reference: Tensor) -> float:
     if actual.shape != reference.shape:
-        raise ModelError(f"the exported {name} has shape {tuple(actual.shape)}, eager's {tuple(reference.shape)}")
+        raise ModelError(
+            f"the exported {name} has shape {tuple(actual.shape)}, eager's {tuple(reference.shape)}"
+        )
     if not reference.numel():
         return 0.0
     largest = reference.abs().max().double().clamp(min=1e-12)

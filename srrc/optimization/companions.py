@@ -1,4 +1,4 @@
-"""What stands beside a model's file so that other programs can use it: tokenizer, configuration, ONNX Runtime GenAI's."""
+"""What stands beside a model's file for other programs: tokenizer, configuration, ONNX Runtime GenAI's."""
 
 import json
 from pathlib import Path
@@ -16,17 +16,21 @@ _GENAI_TYPES = frozenset({
 
 def write_companions(model: Any, tokenizer: Any, interfaces: tuple[Interface, ...], folder: Path) -> None:
     """Write what there is to write: nothing for a model that is none of transformers'."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     with quiet_transformers():
         if hasattr(config, "save_pretrained"):
             config.save_pretrained(folder)
-        generation = getattr(model, "generation_config", None)
+        generation: Any = getattr(model, "generation_config", None)
         if hasattr(generation, "save_pretrained"):
             generation.save_pretrained(folder)
         if hasattr(tokenizer, "save_pretrained"):
             tokenizer.save_pretrained(folder)
     (only, *others) = interfaces
-    if not others and "logits" in only.outputs and any(name.startswith("past_key_values") for name in only.example):
+    if (
+        not others
+        and "logits" in only.outputs
+        and any(name.startswith("past_key_values") for name in only.example)
+    ):
         settings = genai_config(model, only)
         (folder / "genai_config.json").write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
 

@@ -7,7 +7,10 @@ from srrc.optimization.report import FileReport, Report
 
 def write_guide(report: Report, path: Path) -> None:
     """Write what the files take, how to run them, and how they were measured."""
-    parts = [f"# {report.model}, as ONNX\n", "Written by `srrc optimize`. Everything measured is in `srrc_report.json`.\n"]
+    parts = [
+        f"# {report.model}, as ONNX\n",
+        "Written by `srrc optimize`. Everything measured is in `srrc_report.json`.\n",
+    ]
     parts += [_file(each) for each in report.files]
     if any(each.gates for each in report.files):
         parts.append(_THRESHOLDS)

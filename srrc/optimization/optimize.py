@@ -2,7 +2,6 @@
 
 import resource
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -17,24 +16,22 @@ from torch import Tensor, nn
 
 from srrc.backends.onnx.gates import THRESHOLDS, expand, gates_in
 from srrc.backends.onnx.interfaces import Interface, interfaces
-from srrc.backends.onnx.interfaces.base import BATCH, PAST, SEQUENCE
-from srrc.backends.onnx.interfaces.draw import draw
 from srrc.backends.onnx.lower import Marked, lower
 from srrc.backends.onnx.save import save
 from srrc.backends.onnx.session import Session
 from srrc.backends.onnx.trace import Traced
 from srrc.control.plan import Plan
 from srrc.errors import DriftError, OptionError
-from srrc.optimization.checks import Parity, check_file, compare_outputs, compare_tokens
+from srrc.optimization.checks import Parity, check_file, compare_outputs
 from srrc.optimization.companions import write_companions
 from srrc.optimization.folder import check_target, filled, target_of
 from srrc.optimization.guide import write_guide
 from srrc.optimization.plan import GatePlan, Saving, make_plan, other_budgets
-from srrc.optimization.quality import Quality, of_decoder, of_values
+from srrc.optimization.quality import Quality
+from srrc.optimization.reader import Reader, reader_of
 from srrc.optimization.report import FileReport, GateReport, Report
 from srrc.optimization.settings import Settings
-from srrc.optimization.texts import Heldout, heldout
-from srrc.optimization.timing import measure_savings, time_calls
+from srrc.optimization.timing import latencies, measure_savings
 from srrc.passes.gating.source import GateSource
 from srrc.profile import Profile
 
@@ -104,7 +101,10 @@ def optimize(
     was_training = model.training
     model.eval()
     try:
-        with filled(target, overwrite=settings.overwrite) as out, tempfile.TemporaryDirectory(dir=out.parent) as room:
+        with (
+            filled(target, overwrite=settings.overwrite) as out,
+            tempfile.TemporaryDirectory(dir=out.parent) as room,
+        ):
             work = _Work(model, tokenizer, profile, settings, Path(room), progress)
             files = _renamed(interfaces(model, inputs), stem)
             if profile is None and not settings.exact:
@@ -172,13 +172,13 @@ def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
     judged = Session(dense, settings.threads)
     with work.step("comparing with eager"):
         compare_outputs(interface, judged)
-    plan, savings, seconds = _plan(work, marked, judged)
+    reader = reader_of(work.model, work.tokenizer, interface, settings)
+    plan, savings, seconds = _plan(work, marked, judged, reader)
     path = _put(marked, plan.thresholds, out, dense if not plan.thresholds else None)
     with work.step("checking"):
         check_file(path)
     session = Session(path, settings.threads)
     opened = {THRESHOLDS: torch.full((len(plan.thresholds),), -1.0)} if plan.thresholds else {}
-    reader = _Reader(work, interface)
     with work.step("comparing with eager"):
         worst = compare_outputs(interface, session, opened)
         tokens = reader.tokens(session, opened)
@@ -188,11 +188,13 @@ def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
             quality = reader.quality(judged, session)
         _refuse_drift(quality, settings.max_drift)
     with work.step("timing"):
-        latency = _latency(work, interface, judged, session)
+        latency = latencies(reader, judged, session, settings.rounds)
     left_out = {f"{r.kind}:{r.place}": r.reason.value for r in marked.refusals} | dict(plan.left_out)
     return FileReport(
         name=path.name,
-        inputs={value.name or "": [str(size) for size in value.shape or ()] for value in marked.model.graph.inputs},
+        inputs={
+            value.name or "": [str(size) for size in value.shape or ()] for value in marked.model.graph.inputs
+        },
         outputs=interface.outputs,
         bytes=sum(each.stat().st_size for each in out.glob(f"{interface.name}.onnx*")),
         parity=Parity(worst, tokens),
@@ -225,7 +227,9 @@ def _put(marked: Marked, thresholds: Mapping[str, float], folder: Path, ready: P
     return save(model, folder / f"{name}.onnx")
 
 
-def _plan(work: _Work, marked: Marked, dense: Session) -> tuple[GatePlan, Mapping[str, Saving], float]:
+def _plan(
+    work: _Work, marked: Marked, dense: Session, reader: Reader
+) -> tuple[GatePlan, Mapping[str, Saving], float]:
     """The plan, from what each gate that can stand in the file measures."""
     gates = gates_in(marked.model)
     if not gates or work.profile is None:
@@ -233,10 +237,11 @@ def _plan(work: _Work, marked: Marked, dense: Session) -> tuple[GatePlan, Mappin
     settings = work.settings
     every = _put(marked, dict.fromkeys(gates, -1.0), work.folder / f"{marked.interface.name}-every")
     with work.step("timing gates"):
-        feed = _feed(marked.interface, settings, decode=True)
-        groups = {gate: (gate.rsplit("/", 1)[-1] if "/" in gate else "", *_cost(marked, gate)) for gate in gates}
+        groups = {
+            gate: (gate.rsplit("/", 1)[-1] if "/" in gate else "", *_cost(marked, gate)) for gate in gates
+        }
         seconds, savings = measure_savings(
-            dense, Session(every, settings.threads), feed, gates, groups, settings.rounds
+            dense, Session(every, settings.threads), reader.calls()[-1].feeds, gates, groups, settings.rounds
         )
     shutil.rmtree(every.parent)
     return make_plan(work.profile, savings, seconds, settings.budget, settings.max_drift), savings, seconds
@@ -244,64 +249,6 @@ def _plan(work: _Work, marked: Marked, dense: Session) -> tuple[GatePlan, Mappin
 
 def _cost(marked: Marked, gate: str) -> tuple[float, float]:
     return marked.gates[gate].flops, marked.gates[gate].bytes
-
-
-def _feed(interface: Interface, settings: Settings, *, decode: bool) -> dict[str, Tensor]:
-    """Random inputs of one call: a token after a cache, or a prompt; for a model without a cache a prompt always."""
-    past = settings.past if decode else 0
-    length = 1 if decode and _has_cache(interface) else settings.prefill
-    return draw(interface, {BATCH: 1, SEQUENCE: length, PAST: past})
-
-
-def _has_cache(interface: Interface) -> bool:
-    return any(PAST in axes.values() for axes in interface.axes.values())
-
-
-def _latency(
-    work: _Work, interface: Interface, dense: Session, gated: Session
-) -> dict[str, dict[str, float]]:
-    """Median seconds of a call of both files, and of their ratio, by phase."""
-    settings = work.settings
-    phases = {"prefill": False} | ({"decode": True} if _has_cache(interface) else {})
-    found = {}
-    for phase, decode in phases.items():
-        feed = _feed(interface, settings, decode=decode)
-        rounds = settings.rounds if decode else max(3, settings.rounds // 3)
-        calls: dict[str, Callable[[], object]] = {"dense": lambda: dense.run(feed), "gated": lambda: gated.run(feed)}  # noqa: B023
-        times = time_calls(calls, rounds)
-        ratios = [ours / theirs for ours, theirs in zip(times["gated"], times["dense"], strict=True)]
-        medians = {name: statistics.median(each) for name, each in times.items()}
-        found[phase] = medians | {"ratio": statistics.median(ratios)}
-    return found
-
-
-class _Reader:
-    """Judges a file by what it makes of held-out text, or of random inputs."""
-
-    def __init__(self, work: _Work, interface: Interface) -> None:
-        self._work, self._interface = work, interface
-        self._decodes = interface.outputs[0] == "logits" and PAST in str(interface.axes) and "." not in "".join(
-            name.removeprefix("past_key_values.").replace(".key", "").replace(".value", "")
-            for name in interface.example
-        )
-        self._held: Heldout | None = None
-        if self._decodes:
-            settings = work.settings
-            vocabulary = int(work.model.config.get_text_config().vocab_size)  # type: ignore[union-attr, operator]
-            self._held = heldout(work.tokenizer, vocabulary, settings.heldout_tokens, settings.prompts)
-
-    def tokens(self, session: Session, opened: Mapping[str, Tensor]) -> tuple[int, int] | None:
-        """How many prompts are continued as eager would."""
-        if self._held is None:
-            return None
-        return compare_tokens(self._interface, session, self._held.prompts, self._work.settings.new_tokens, opened)
-
-    def quality(self, dense: Session, gated: Session) -> Quality:
-        """How far the gated file is from the dense one."""
-        if self._held is not None:
-            return of_decoder(self._interface, dense, gated, self._held.windows, {})
-        feeds = [draw(self._interface, {BATCH: 2, SEQUENCE: 64, PAST: 0}, seed) for seed in range(4)]
-        return of_values(self._interface.outputs[0], dense, gated, feeds, {})
 
 
 def _refuse_drift(quality: Quality, max_drift: float | None) -> None:

@@ -38,19 +38,23 @@ class GatePlan:
 
 
 def make_plan(
-    profile: Profile, savings: Mapping[str, Saving], dense: float, budget: float | None, max_drift: float | None
+    profile: Profile,
+    savings: Mapping[str, Saving],
+    dense: float,
+    budget: float | None,
+    max_drift: float | None,
 ) -> GatePlan:
     """The plan over the gates in `savings`, of a call that takes `dense` seconds without any.
 
     A gate that saves less than it costs is left out, and so is one that the plan does not use.
     """
     paying = {gate: each for gate, each in savings.items() if each.saved > each.overhead}
-    left_out = {gate: "measured slower in ONNX Runtime" for gate in savings.keys() - paying.keys()}
+    left_out = dict.fromkeys(savings.keys() - paying.keys(), "measured slower in ONNX Runtime")
     profile = _to_the_end(profile)
     phase = PhaseCost(0.0, dense, {gate: _cost(profile.gates[gate], each) for gate, each in paying.items()})
     plan = controller.plan(profile, budget=budget, max_drift=max_drift, phases={"decode": phase})
     records = plan.thresholds["decode"]
-    left_out |= {gate: "the budget is reached without it" for gate in paying.keys() - records.keys()}
+    left_out |= dict.fromkeys(paying.keys() - records.keys(), "the budget is reached without it")
     return GatePlan(plan, {gate: records[gate][0] for gate in savings if gate in records}, left_out)
 
 

@@ -28,7 +28,11 @@ class Quality:
 
 
 def of_decoder(
-    interface: Interface, dense: Session, gated: Session, windows: Sequence[Tensor], thresholds: Mapping[str, Tensor]
+    interface: Interface,
+    dense: Session,
+    gated: Session,
+    windows: Sequence[Tensor],
+    thresholds: Mapping[str, Tensor],
 ) -> Quality:
     """Read each window in one call. The first position is left out: nothing comes before it to tell it by."""
     drift, losses, reference_losses, count = Drift(), 0.0, 0.0, 0
@@ -48,7 +52,11 @@ def of_decoder(
 
 
 def of_values(
-    output: str, dense: Session, gated: Session, feeds: Sequence[Mapping[str, Tensor]], thresholds: Mapping[str, Tensor]
+    output: str,
+    dense: Session,
+    gated: Session,
+    feeds: Sequence[Mapping[str, Tensor]],
+    thresholds: Mapping[str, Tensor],
 ) -> Quality:
     """The drift of one output over some calls."""
     drift = Drift()

@@ -72,7 +72,9 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
-        path.write_text(json.dumps(dataclasses.asdict(self), indent=1, default=_plain) + "\n", encoding="utf-8")
+        path.write_text(
+            json.dumps(dataclasses.asdict(self), indent=1, default=_plain) + "\n", encoding="utf-8"
+        )
 
     def tables(self) -> list[Table]:
         """What to print."""

@@ -9,7 +9,7 @@ from srrc.options import LEVELS, check_budget, parse_options
 OPSETS = (23,)
 """Opsets that can be written: the one in which attention and norms are single operators."""
 
-PRECISIONS = ("float32", "float16", "bfloat16", "int8", "int4")
+PRECISIONS = ("float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Settings:
     levels:     which kinds of pathway may be gated
     coarse:     bits of the weights that stand in for a branch's own where a profile is made here: 4, 8, or None to
                 leave branches out instead
-    precision:  of the weights: as PRECISIONS names it, the last two being ONNX Runtime's own quantiser
+    precision:  of the weights, one of PRECISIONS
     opset:      of the files
     threads:    of ONNX Runtime where it is timed
     prompts, new_tokens: greedy tokens that are compared with eager's
@@ -57,7 +57,9 @@ class Settings:
         if self.precision not in PRECISIONS:
             raise OptionError(f"no precision {self.precision!r}; known: {', '.join(PRECISIONS)}")
         if self.coarse not in {None, 4, 8}:
-            raise OptionError(f"coarse={self.coarse!r} is no width that there are kernels for; give 4 or 8 bits")
+            raise OptionError(
+                f"coarse={self.coarse!r} is no width that there are kernels for; give 4 or 8 bits"
+            )
         for name in ("threads", "prompts", "new_tokens", "heldout_tokens", "prefill", "rounds"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:

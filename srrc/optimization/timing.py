@@ -1,8 +1,8 @@
-"""What each gate of a file saves and costs, read off the file's own latency with groups of gates closed in turn."""
+"""How long files take, and what each gate of a file saves and costs: read off with groups of gates closed in turn."""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,28 +10,47 @@ from torch import Tensor
 from srrc.backends.onnx.gates import THRESHOLDS
 from srrc.backends.onnx.session import Session
 from srrc.optimization.plan import Saving
+from srrc.optimization.reader import Reader
 
 CLOSED = 1e30
 """A threshold that drops everything."""
 
+Feeds = Sequence[Mapping[str, Tensor]]
 
-def time_calls(calls: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, `rounds` times in turn, after one that is not counted."""
-    for call in calls.values():
-        call()
-    found: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
+Variant = tuple[Session, Mapping[str, Tensor]]
+"""A file, and inputs that every call of it gets beside its own."""
+
+
+def time_variants(variants: Mapping[str, Variant], feeds: Feeds, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each call: `rounds` calls of each variant, in turn, going round the feeds, after one not counted."""
+    for session, extra in variants.values():
+        session.run({**feeds[0], **extra})
+    found: dict[str, list[float]] = {name: [] for name in variants}
+    for number in range(rounds):
+        feed = feeds[number % len(feeds)]
+        for name, (session, extra) in variants.items():
             started = time.perf_counter()
-            call()
+            session.run({**feed, **extra})
             found[name].append(time.perf_counter() - started)
+    return found
+
+
+def latencies(reader: Reader, dense: Session, gated: Session, rounds: int) -> dict[str, dict[str, float]]:
+    """By phase: median seconds of a call of both files, and the median of their ratio, call by call."""
+    found = {}
+    for calls in reader.calls():
+        count = max(rounds, len(calls.feeds))
+        times = time_variants({"dense": (dense, {}), "gated": (gated, {})}, calls.feeds, count)
+        ratios = [ours / theirs for ours, theirs in zip(times["gated"], times["dense"], strict=True)]
+        medians = {name: statistics.median(each) for name, each in times.items()}
+        found[calls.phase] = medians | {"ratio": statistics.median(ratios)}
     return found
 
 
 def measure_savings(
     dense: Session,
     gated: Session,
-    feed: Mapping[str, Tensor],
+    feeds: Feeds,
     gates: Sequence[str],
     groups: Mapping[str, object],
     rounds: int,
@@ -47,10 +66,10 @@ def measure_savings(
         members.setdefault(groups[gate], []).append(index)
     for group, indices in members.items():
         limits[repr(group)] = limits["open"].index_fill(0, torch.tensor(indices), CLOSED)
-    calls: dict[str, Callable[[], object]] = {"dense": lambda: dense.run(feed)}
-    for name, each in limits.items():
-        calls[name] = lambda each=each: gated.run({**feed, THRESHOLDS: each})  # type: ignore[misc]
-    times = {name: statistics.median(seconds) for name, seconds in time_calls(calls, rounds).items()}
+    variants: dict[str, Variant] = {"dense": (dense, {})}
+    variants |= {name: (gated, {THRESHOLDS: each}) for name, each in limits.items()}
+    timed = time_variants(variants, feeds, rounds)
+    times = {name: statistics.median(seconds) for name, seconds in timed.items()}
     overhead = max(0.0, times["open"] - times["dense"]) / len(gates)
     savings = {
         gates[index]: Saving((times["open"] - times[repr(group)]) / len(indices), overhead)

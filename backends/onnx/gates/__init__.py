@@ -1,4 +1,4 @@
-"""How each gate of a graph becomes ONNX: first a node of the domain `srrc`, then standard operators. One file a gate."""
+"""How each gate becomes ONNX: first a node of the domain `srrc`, then standard operators. One file a gate."""
 
 from collections.abc import Callable, Mapping
 

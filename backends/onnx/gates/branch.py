@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor, fx
 
-from srrc.backends.onnx.build import Nodes, choose, constant, op, replace_node, total
+from srrc.backends.onnx.build import Nodes, choose, constant, op, replace_node, total, width_of
 from srrc.backends.onnx.gates.token_choice import TokenChoice, token_choice
 from srrc.backends.onnx.lowering import Lowering
 from srrc.backends.onnx.regions import copy_nodes, leading_to
@@ -77,7 +77,8 @@ def expand(node: ir.Node, threshold: ir.Value) -> None:
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     value, other = node.inputs[2], node.inputs[3] if len(node.inputs) > 3 else None
-    assert value is not None and value.shape is not None
+    assert value is not None
+    assert value.shape is not None
     axis = len(value.shape) - 2
     nodes: Nodes = []
     choice = token_choice(nodes, node, threshold, axis)
@@ -116,7 +117,9 @@ def _left_out_or(
         found = total(computed, stream, part.value)
     left_out: Nodes = []
     bypass = stream if stream is not None else _zeros(left_out, node)
-    choose(nodes, choice.nothing, (left_out, [bypass]), (computed, [found]), [result], ("left_out", "computed"))
+    choose(
+        nodes, choice.nothing, (left_out, [bypass]), (computed, [found]), [result], ("left_out", "computed")
+    )
 
 
 def _stood_in_for(
@@ -134,8 +137,9 @@ def _stood_in_for(
         choice.take(every, part.rows, op(every, "Not", [choice.dropped]), kept=True)
     every += part.rows.nodes
     none: Nodes = []
-    assert value.shape is not None and value.dtype is not None
-    empty = constant(none, np.zeros([1] * (len(value.shape) - 1) + [int(value.shape[-1])]), value.dtype.numpy())
+    assert value.shape is not None
+    assert value.dtype is not None
+    empty = constant(none, np.zeros([1] * (len(value.shape) - 1) + [width_of(value)]), value.dtype.numpy())
     chosen = ir.val("chosen", value.dtype)
     choose(nodes, choice.nothing, (none, [empty]), (every, [part.value]), [chosen], ("none_kept", "kept"))
 
@@ -174,9 +178,10 @@ def _put(
 def _zeros(nodes: Nodes, node: ir.Node) -> ir.Value:
     """Zeros in the shape of a value that is not there to ask for it."""
     entry, value = node.inputs[0], node.inputs[2]
-    assert value is not None and value.shape is not None and value.dtype is not None
+    assert value is not None
+    assert value.dtype is not None
     rows = op(nodes, "Shape", [entry], {"start": 0, "end": -1})
-    shape = op(nodes, "Concat", [rows, constant(nodes, [int(value.shape[-1])], np.int64)], {"axis": 0})
+    shape = op(nodes, "Concat", [rows, constant(nodes, [width_of(value)], np.int64)], {"axis": 0})
     return op(nodes, "ConstantOfShape", [shape], {"value": ir.tensor(np.zeros(1, dtype=value.dtype.numpy()))})
 
 
@@ -184,7 +189,12 @@ def _addition(node: ir.Node) -> ir.Node | None:
     """The sum behind the branch, where nothing else reads the branch's value."""
     out = node.outputs[0]
     users = list(out.consumers())
-    if len(users) != 1 or users[0].op_type != "Add" or out.is_graph_output() or users[0].graph is not node.graph:
+    if (
+        len(users) != 1
+        or users[0].op_type != "Add"
+        or out.is_graph_output()
+        or users[0].graph is not node.graph
+    ):
         return None
     other = [each for each in users[0].inputs if each is not out]
     if len(other) != 1 or other[0] is None or other[0].shape != users[0].outputs[0].shape:
@@ -195,4 +205,4 @@ def _addition(node: ir.Node) -> ir.Node | None:
 def _reversed(graph: ir.Graph, nodes: list[ir.Node]) -> list[ir.Node]:
     """`nodes`, the last of the graph first: no node goes before those that read it."""
     wanted = set(nodes)
-    return [node for node in reversed(graph) if node in wanted]  # type: ignore[call-overload]
+    return [node for node in reversed(graph) if node in wanted]

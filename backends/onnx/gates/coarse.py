@@ -25,5 +25,7 @@ def coarse_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None,
     attributes = {"K": int(inputs), "N": int(outputs), "bits": bits, "block_size": BLOCK}
     attributes |= {"accuracy_level": _INT8_ACTIVATIONS}
     shape = (*x.shape[:-1], outputs)
-    made = symbolic("com.microsoft::MatMulNBits", (x, codes, scale.to(x.dtype)), shape, x.dtype, dict(attributes))
+    made = symbolic(
+        "com.microsoft::MatMulNBits", (x, codes, scale.to(x.dtype)), shape, x.dtype, dict(attributes)
+    )
     return made if bias is None else made + bias

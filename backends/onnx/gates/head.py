@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor, fx
 
-from srrc.backends.onnx.build import Nodes, choose, constant, op, replace_node, total
+from srrc.backends.onnx.build import Nodes, choose, constant, op, replace_node, total, width_of
 from srrc.backends.onnx.lowering import Lowering
 from srrc.backends.onnx.symbolic import symbolic
 from srrc.ops.coarse_linear import BLOCK, coarse_weight
@@ -62,7 +62,8 @@ def expand(node: ir.Node, threshold: ir.Value) -> None:
     x, weight, codes, scale = (each for each in node.inputs[:4])
     bias = node.inputs[4] if len(node.inputs) > 4 else None
     end = node.outputs[0]
-    assert x is not None and weight is not None and weight.shape is not None and end.dtype is not None
+    assert x is not None
+    assert weight is not None
     nodes: Nodes = []
     turned = op(nodes, "Transpose", [weight], {"perm": [1, 0]})
     opened = op(nodes, "Less", [threshold, constant(nodes, [0.0], np.float32)])
@@ -85,8 +86,7 @@ def _coarse(
     scale: ir.Value | None,
     bias: ir.Value | None,
 ) -> ir.Value:
-    assert weight.shape is not None
-    tokens, width = (int(size) for size in weight.shape)
+    tokens, width = width_of(node.outputs[0]), width_of(weight)
     attributes = {"K": width, "N": tokens, "bits": node.attributes.get_int("bits"), "block_size": BLOCK}
     attributes |= {"accuracy_level": 4}
     logits = op(nodes, "MatMulNBits", [x, codes, scale], attributes, domain="com.microsoft")

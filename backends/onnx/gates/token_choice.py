@@ -30,7 +30,7 @@ class TokenChoice:
     axis: int
 
     def kept(self, nodes: Nodes) -> ir.Value:
-        """bool [..., S, 1]; what is NaN is kept."""
+        """Bool [..., S, 1]; what is NaN is kept."""
         return op(nodes, "Not", [op(nodes, "LessOrEqual", [self.score, self.limit])])
 
     def anywhere(self, nodes: Nodes, chosen: ir.Value) -> ir.Value:
@@ -71,16 +71,21 @@ class TokenChoice:
 
 
 def token_choice(nodes: Nodes, node: ir.Node, threshold: ir.Value, axis: int) -> TokenChoice:
-    """The decision of a gate `node`, whose first inputs are entry [..., H] and probe [H + 1]. threshold: float32 [1]."""
+    """The decision of a gate `node`, whose inputs begin with entry [..., H] and probe [H + 1]. threshold: [1]."""
     entry, probe = node.inputs[:2]
-    assert entry is not None and probe is not None
+    assert entry is not None
+    assert probe is not None
     weights = ir.convenience.get_const_tensor(probe)
     assert weights is not None
     numbers = weights.numpy().astype(np.float32)
     direction, bias = numbers[:-1], numbers[-1:]
     norm = _norm_of(entry, node)
     if norm is None:
-        wide = entry if entry.dtype == ir.DataType.FLOAT else op(nodes, "Cast", [entry], {"to": ir.DataType.FLOAT})
+        wide = (
+            entry
+            if entry.dtype == ir.DataType.FLOAT
+            else op(nodes, "Cast", [entry], {"to": ir.DataType.FLOAT})
+        )
         ones = constant(nodes, np.ones_like(direction), np.float32)
         normed = op(nodes, "RMSNormalization", [wide, ones], {"epsilon": 0.0, "axis": -1})
     else:
@@ -96,11 +101,16 @@ def token_choice(nodes: Nodes, node: ir.Node, threshold: ir.Value, axis: int) ->
     return TokenChoice(score, limit, nothing, dropped, axis)
 
 
-def _norm_of(entry: ir.Value, node: ir.Node) -> tuple[ir.Value, "np.ndarray[tuple[int], np.dtype[np.float32]]"] | None:
+def _norm_of(
+    entry: ir.Value, node: ir.Node
+) -> tuple[ir.Value, "np.ndarray[tuple[int], np.dtype[np.float32]]"] | None:
     """An RMS norm of `entry` that the graph computes before `node` anyway, and its scale."""
-    users = {user for user in entry.consumers() if user.op_type == "RMSNormalization" and user.inputs[0] is entry}
+    users = {
+        user for user in entry.consumers() if user.op_type == "RMSNormalization" and user.inputs[0] is entry
+    }
     for user in itertools.takewhile(lambda each: each is not node, node.graph or ()):
-        scale = ir.convenience.get_const_tensor(user.inputs[1]) if user in users else None
+        held = user.inputs[1] if user in users else None
+        scale = None if held is None else ir.convenience.get_const_tensor(held)
         if scale is not None and np.all(np.abs(scale.numpy().astype(np.float32)) > 1e-3):
             return user.outputs[0], scale.numpy().astype(np.float32)
     return None

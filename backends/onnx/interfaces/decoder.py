@@ -1,7 +1,7 @@
 """Decoders with a cache of keys and values: one file for prefill and decoding.
 
-    input_ids [B, S], attention_mask [B, P + S], position_ids [B, S], past_key_values.N.key and .value [B, H, P, D]
-    -> logits [B, S, V], present.N.key and .value [B, H, P + S, D]
+input_ids [B, S], attention_mask [B, P + S], position_ids [B, S], past_key_values.N.key and .value [B, H, P, D]
+-> logits [B, S, V], present.N.key and .value [B, H, P + S, D]
 """
 
 import inspect

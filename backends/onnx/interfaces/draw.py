@@ -41,7 +41,11 @@ def _draw(
         return torch.arange(first, first + shape[-1]).expand(shape).contiguous()
     if name.endswith("input_ids"):
         return torch.randint(0, _vocabulary(module), shape, generator=generator)
-    return torch.zeros(shape, dtype=example.dtype) if name == "token_type_ids" else torch.ones(shape).to(example.dtype)
+    return (
+        torch.zeros(shape, dtype=example.dtype)
+        if name == "token_type_ids"
+        else torch.ones(shape).to(example.dtype)
+    )
 
 
 def _vocabulary(module: nn.Module) -> int:

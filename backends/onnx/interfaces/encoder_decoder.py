@@ -93,7 +93,9 @@ def interfaces(model: Any) -> tuple[Interface, Interface]:
         names["encoder_attention_mask"] = {0: BATCH, 1: ENCODER_SEQUENCE}
     for n in layers:
         for part, value in (("key", own[n].keys), ("value", own[n].values)):
-            inner[f"past_key_values.{n}.decoder.{part}"] = value.new_zeros((batch, value.shape[1], past, value.shape[3]))
+            inner[f"past_key_values.{n}.decoder.{part}"] = value.new_zeros(
+                (batch, value.shape[1], past, value.shape[3])
+            )
             names[f"past_key_values.{n}.decoder.{part}"] = {0: BATCH, 2: PAST}
         for part, value in (("key", cross[2 * n]), ("value", cross[2 * n + 1])):
             inner[f"past_key_values.{n}.encoder.{part}"] = value

@@ -1,0 +1,121 @@
+"""Judges files by what they make of held-out text, or of random inputs where a model reads none."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from srrc.backends.onnx.decoding import first_inputs
+from srrc.backends.onnx.interfaces.base import BATCH, PAST, SEQUENCE, Interface
+from srrc.backends.onnx.interfaces.draw import draw
+from srrc.backends.onnx.session import Session
+from srrc.optimization.checks import compare_tokens, eager
+from srrc.optimization.quality import Quality, of_decoder, of_values
+from srrc.optimization.settings import Settings
+from srrc.optimization.texts import Heldout, heldout
+
+
+@dataclass(frozen=True, eq=False)
+class Calls:
+    """Inputs of one phase, to be timed in turn: what a gate decides depends on them."""
+
+    phase: str
+    feeds: Sequence[Mapping[str, Tensor]]
+
+
+class Reader(Protocol):
+    """What judging a file takes."""
+
+    def calls(self) -> Sequence[Calls]:
+        """Inputs to time, by phase; the last phase is the one whose latency a budget is a share of."""
+        ...
+
+    def tokens(self, session: Session, extra: Mapping[str, Tensor]) -> tuple[int, int] | None:
+        """(prompts, how many are continued with eager's tokens); None for a model that writes none."""
+        ...
+
+    def quality(self, dense: Session, gated: Session) -> Quality:
+        """How far the gated file is from the dense one."""
+        ...
+
+
+def reader_of(model: nn.Module, tokenizer: Any, interface: Interface, settings: Settings) -> Reader:
+    """A decoder reads text; everything else random inputs."""
+    known: Any = model
+    if "past_key_values.0.key" not in interface.example:
+        return RandomReader(interface, settings)
+    vocabulary = int(known.config.get_text_config().vocab_size)
+    held = heldout(tokenizer, vocabulary, settings.heldout_tokens, settings.prompts)
+    return TextReader(interface, settings, held)
+
+
+class TextReader:
+    """For a decoder with a cache."""
+
+    def __init__(self, interface: Interface, settings: Settings, held: Heldout) -> None:
+        self._interface, self._settings, self._held = interface, settings, held
+        self._calls: list[Calls] = []
+
+    def calls(self) -> Sequence[Calls]:
+        """Prompts, and single tokens after a cache that eager has filled with the text before them."""
+        if not self._calls:
+            settings, example = self._settings, self._interface.example
+            text = torch.cat(self._held.windows, 1)
+            length = min(settings.prefill, text.shape[1])
+            starts = range(0, text.shape[1] - length + 1, length)
+            prompts = [text[:, start : start + length] for start in starts][:4]
+            self._calls.append(Calls("prefill", [first_inputs(example, each) for each in prompts]))
+            self._calls.append(Calls("decode", self._steps(text)))
+        return self._calls
+
+    def _steps(self, text: Tensor) -> list[dict[str, Tensor]]:
+        """Single tokens far apart in the text, each after the `past` tokens before it."""
+        past, count = self._settings.past, 8
+        length = text.shape[1]
+        starts = [index * max(1, length - past - 1) // count for index in range(count)]
+        found = []
+        for start in dict.fromkeys(starts):
+            window = text[:, start : start + past + 1]
+            feed = first_inputs(self._interface.example, window[:, -1:])
+            if window.shape[1] > 1:
+                before = first_inputs(self._interface.example, window[:, :-1])
+                outputs = eager(self._interface, before)
+                for name in feed:
+                    if name.startswith("past_key_values"):
+                        feed[name] = outputs[name.replace("past_key_values", "present")].contiguous()
+                feed["attention_mask"] = torch.ones(1, window.shape[1], dtype=torch.int64)
+                if "position_ids" in feed:
+                    feed["position_ids"] = torch.tensor([[window.shape[1] - 1]])
+            found.append(feed)
+        return found
+
+    def tokens(self, session: Session, extra: Mapping[str, Tensor]) -> tuple[int, int] | None:
+        """Greedy, from prompts of several lengths."""
+        return compare_tokens(self._interface, session, self._held.prompts, self._settings.new_tokens, extra)
+
+    def quality(self, dense: Session, gated: Session) -> Quality:
+        """Perplexity and drift."""
+        return of_decoder(self._interface, dense, gated, self._held.windows, {})
+
+
+class RandomReader:
+    """For any other model."""
+
+    def __init__(self, interface: Interface, settings: Settings) -> None:
+        self._interface, self._settings = interface, settings
+
+    def calls(self) -> Sequence[Calls]:
+        """One phase, of one size."""
+        sizes = {BATCH: 1, SEQUENCE: self._settings.prefill, PAST: self._settings.past}
+        return [Calls("call", [draw(self._interface, sizes, seed) for seed in range(4)])]
+
+    def tokens(self, session: Session, extra: Mapping[str, Tensor]) -> tuple[int, int] | None:
+        """None."""
+        return None
+
+    def quality(self, dense: Session, gated: Session) -> Quality:
+        """The drift of the first output."""
+        feeds = [draw(self._interface, {BATCH: 2, SEQUENCE: 64, PAST: 0}, seed) for seed in range(4)]
+        return of_values(self._interface.outputs[0], dense, gated, feeds, {})
