@@ -97,12 +97,12 @@ class _Wanted:
 
     def covers(self, gate: str) -> bool:
         """Whether the gate of this id is."""
-        if gate.startswith("residual:") and gate.endswith("/coarse"):
-            return self.coarse is not None
+        if gate.endswith("/coarse"):  # a head has one gate or the other: the CPU backend's goes first
+            return self.coarse is not None and (gate.startswith("residual:") or not self.channels)
         if gate.startswith("residual:"):
             return self.layers
         if not self.channels:
-            return gate.startswith("vocab:")
+            return gate.startswith("vocab:") and self.coarse is None
         return self.neurons or not gate.endswith("/neuron")
 
 

@@ -47,7 +47,7 @@ def gate_vectors(
         if isinstance(site, Head):
             moments = Moments(site.linear.in_features)
             looks.setdefault(site.linear.x, []).append(_tail(moments.add, skip_first))
-            finish.append(functools.partial(_head, gated, pathway, moments))
+            finish.append(functools.partial(_head, gated, pathway, moments, coarse))
         elif neurons and isinstance(site, Mlp) and site.gate is not None:
             mean = _Mean(site.up)
             looks.setdefault(site.up.node, []).append(_tail(mean.add, skip_first))
@@ -84,7 +84,7 @@ def _tail(add: Look, skip: int) -> Look:
     return lambda value: add(value[..., skip:, :] if value.dim() >= 3 and value.shape[-2] > skip else value)
 
 
-def _head(gated: GatedModel, pathway: Pathway, moments: Moments) -> dict[str, Tensor]:
+def _head(gated: GatedModel, pathway: Pathway, moments: Moments, coarse: int | None) -> dict[str, Tensor]:
     site = pathway.site
     assert isinstance(site, Head)
     weight = gated.weights[site.linear.weight.name].detach()
@@ -93,6 +93,8 @@ def _head(gated: GatedModel, pathway: Pathway, moments: Moments) -> dict[str, Te
     basis = head_basis(moments, weight)
     exact = torch.tensor(max(1, site.linear.out_features // EXACT_SHARE))
     found = {"rotation": basis.rotation, "inverse": basis.inverse, "mean": basis.mean, "exact": exact}
+    if coarse is not None:
+        found["bits"] = torch.tensor(8)  # 4 measured hardly faster: 1.07 ms for 1.22, of 5.6 in full
     return {f"vocab:{pathway.place}/{name}": vector for name, vector in found.items()}
 
 

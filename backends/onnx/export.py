@@ -25,7 +25,7 @@ def export(interface: Interface, traced: Traced, gm: fx.GraphModule) -> ir.Model
     Inputs, outputs, axes and weights have their names from the interface and the user's model. Weights are not copied.
     Raises ModelError where an operator has no counterpart in ONNX.
     """
-    flat = _Flat(interface, traced, gm)
+    flat = Flat(interface, traced, gm)
     axes = [interface.axes.get(name, {}) for name in interface.example]
     shapes = tuple(dict.fromkeys(each, Dim.AUTO) for each in axes)
     try:
@@ -46,7 +46,7 @@ def export(interface: Interface, traced: Traced, gm: fx.GraphModule) -> ir.Model
     return model
 
 
-class _Flat(nn.Module):
+class Flat(nn.Module):
     """The graph as a module that takes the interface's tensors. The weights are the user's own."""
 
     def __init__(self, interface: Interface, traced: Traced, gm: fx.GraphModule) -> None:
@@ -59,6 +59,7 @@ class _Flat(nn.Module):
             self.gates.register_buffer(name, buffer)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The interface's inputs in order -> its outputs in order."""
         arguments = [self._argument(source, tensors) for source in self._sources]
         found = self._run(*arguments)
         return tuple(found[position] for position in self._outputs)

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from torch import fx
+from torch import fx, nn
 
-from srrc.backends.onnx.export import export
+from srrc.backends.onnx.export import Flat, export
 from srrc.backends.onnx.interfaces import Interface
 from srrc.backends.onnx.lower_gates import LowerGates
 from srrc.backends.onnx.share_heads import ShareHeads
@@ -42,13 +42,26 @@ class Marked:
     refusals: Sequence[Refusal]
 
 
-def lower(
-    interface: Interface, source: Callable[[Traced], GateSource] | None, levels: frozenset[str]
-) -> Marked:
-    """Capture, find pathways, insert the gates that `source` covers, and export.
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A captured model with its gates, as torch computes it: what the exported file is compared with."""
 
-    source: None for no gates
-    Raises ModelError where the model cannot be captured or exported.
+    interface: Interface
+    traced: Traced
+    gm: fx.GraphModule
+    context: Context
+
+    def module(self) -> nn.Module:
+        """The gated graph as a module that takes the interface's tensors. Its gates decide by `context.gates`."""
+        return Flat(self.interface, self.traced, self.gm)
+
+
+def prepare(
+    interface: Interface, source: Callable[[Traced], GateSource] | None, levels: frozenset[str]
+) -> Prepared:
+    """Capture, find pathways, and insert the gates that `source` covers (None for no gates).
+
+    Raises ModelError where the model cannot be captured.
     """
     traced = trace(interface)
     context = Context(fqns=dict(traced.fqns))
@@ -58,11 +71,17 @@ def lower(
         FindPathways(),
         InsertGates(gated, levels, traced.fake_mode),
         ShareHeads(),
-        LowerGates(traced.fake_mode, traced.weights),
     ]
     gm = run_passes(passes, fx.GraphModule(traced.gm, copy_graph(traced.gm.graph)), context)
-    model = export(interface, traced, gm)
+    return Prepared(interface, traced, gm, context)
+
+
+def lower(prepared: Prepared) -> Marked:
+    """Export. Raises ModelError for an operator that ONNX has no counterpart of."""
+    traced, context = prepared.traced, prepared.context
+    copy = fx.GraphModule(prepared.gm, copy_graph(prepared.gm.graph))
+    gm = run_passes((LowerGates(traced.fake_mode, traced.weights),), copy, context)
+    model = export(prepared.interface, traced, gm)
     tidy(model)
-    return Marked(
-        interface, model, {gate.id: gate for gate in context.gates}, context.pathways, context.refusals
-    )
+    gates = {gate.id: gate for gate in context.gates}
+    return Marked(prepared.interface, model, gates, context.pathways, context.refusals)

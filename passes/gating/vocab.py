@@ -16,10 +16,12 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from srrc.ops.coarse_copy import CoarseCopy, coarse_copy
 from srrc.passes.context import Context
 from srrc.passes.emit import emit, emit_tensor, value_of
+from srrc.passes.gating import coarse_vocab
 from srrc.passes.gating.source import GateSource, emit_gates
 from srrc.passes.linear_arguments import bias_of, replace, weight_of
 from srrc.pathways.base import Linear, Pathway
 from srrc.pathways.vocab import Head
+from srrc.reasons import Reason, Refusal
 from srrc.runtime.gates import Gate
 
 EXACT_SHARE = 24
@@ -44,18 +46,29 @@ _made = WeakTensorKeyDictionary()
 
 
 def gate_ids(pathway: Pathway) -> list[str]:
-    """One gate, on the channels of the rotated input."""
-    return [f"vocab:{pathway.place}"]
+    """The gate on the channels of the rotated input, and the one that lets a coarse weight be read instead.
+
+    A head has one of them at most.
+    """
+    return [f"vocab:{pathway.place}", f"vocab:{pathway.place}/coarse"]
 
 
 def insert(
     gm: fx.GraphModule, pathway: Pathway, source: GateSource, context: Context, fake_mode: FakeTensorMode
 ) -> list[Gate]:
-    """Replace the head by one `srr::vocab_head`. Without a basis, channels are the input's own."""
+    """Replace the head by one `srr::vocab_head`; or by a `srr::coarse_head`, where the backend has one.
+
+    Without a basis, channels are the input's own.
+    """
     site = pathway.site
     assert isinstance(site, Head)
     linear = site.linear
-    (gate_id,) = gate_ids(pathway)
+    gate_id, coarse_id = gate_ids(pathway)
+    if source.coarse and source.covers(coarse_id):
+        return [coarse_vocab.insert(gm, coarse_id, pathway, source, context, fake_mode)]
+    if not source.covers(gate_id):
+        context.refusals.append(Refusal(pathway.place, "vocab", Reason.NOT_GATED_YET))
+        return []
     rotation, inverse, mean, exact = _basis(gate_id, linear, source)
     copy = _copy(linear, source, inverse, mean)
     norm = source.vectors.get(f"{gate_id}/norm", copy.norm)

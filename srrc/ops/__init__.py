@@ -6,6 +6,7 @@ the fake and the gradient. A backend registers kernels for the same names when i
 
 from srrc.ops import (
     channel_linear,
+    coarse_head,
     coarse_linear,
     decode_attention,
     dense_linear,
@@ -18,6 +19,7 @@ from srrc.ops import (
 
 __all__ = [
     "channel_linear",
+    "coarse_head",
     "coarse_linear",
     "decode_attention",
     "dense_linear",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from srrc.backends.onnx.gates import THRESHOLDS, expand, gates_in
 from srrc.backends.onnx.interfaces import Interface, interfaces
-from srrc.backends.onnx.lower import Marked, lower
+from srrc.backends.onnx.lower import Marked, lower, prepare
 from srrc.backends.onnx.save import save
 from srrc.backends.onnx.session import Session
 from srrc.backends.onnx.trace import Traced
@@ -167,7 +167,7 @@ def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
     settings, profile = work.settings, work.profile
     with work.step("exporting"):
         source = None if profile is None or settings.exact else _source(profile)
-        marked = lower(interface, source, settings.levels)
+        marked = lower(prepare(interface, source, settings.levels))
     dense = _put(marked, {}, work.folder / f"{interface.name}-dense")
     judged = Session(dense, settings.threads)
     with work.step("comparing with eager"):

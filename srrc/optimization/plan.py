@@ -75,7 +75,7 @@ def other_budgets(
 def _cost(gate: GateProfile, saving: Saving) -> GateCost:
     """The gate's cost in seconds, where a cost has bytes: with no FLOPs beside them, they are what counts.
 
-    A vocabulary head does the same whatever it drops, so all that it saves, it saves by being closed.
+    A head does the same whatever it drops, so all that it saves, it saves by being closed.
     """
     whole = saving.saved - saving.overhead
     if gate.kind == "vocab":

@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from srrc.ops import activation as activations
-from srrc.ops import layer_gate
+from srrc.ops import coarse_head, layer_gate
 from srrc.ops.gate import input_score
 from srrc.ops.vocab_head import rotate
 
@@ -57,8 +57,13 @@ def _layer_gate(a: Arguments) -> list[Scored]:
     return [Scored(layer_gate.score(a["x"], a["probe"]), torch.ones(1))]
 
 
+def _coarse_head(a: Arguments) -> list[Scored]:
+    return [Scored(coarse_head.score(a["x"]), torch.ones(1))]
+
+
 _SCORES: Mapping[str, tuple[str, Callable[[Arguments], list[Scored]]]] = {
     "srr::channel_linear": ("gate", _channel_linear),
+    "srr::coarse_head": ("gate", _coarse_head),
     "srr::layer_gate": ("gate", _layer_gate),
     "srr::neuron_mlp": ("gates", _neuron_mlp),
     "srr::vocab_head": ("gate", _vocab_head),

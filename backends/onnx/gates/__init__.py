@@ -19,7 +19,8 @@ THRESHOLDS = "srrc_thresholds"
 
 LOWER: dict[object, Callable[[Lowering, fx.Node, str], None]] = {
     torch.ops.srr.layer_gate.default: branch.lower,
-    torch.ops.srr.vocab_head.default: head.lower,
+    torch.ops.srr.coarse_head.default: head.lower,
+    torch.ops.srr.vocab_head.default: head.lower_by_direction,
 }
 """Gated op -> what puts a node of the domain `srrc` in its place: (graph, gated op, id of the gate)."""
 

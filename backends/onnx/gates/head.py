@@ -17,30 +17,35 @@ from srrc.backends.onnx.build import Nodes, choose, constant, op, replace_node, 
 from srrc.backends.onnx.lowering import Lowering
 from srrc.backends.onnx.symbolic import symbolic
 from srrc.ops.coarse_linear import BLOCK, coarse_weight
-
-BITS = 8
-"""Of the coarse copy. With 8 its own argmax is nearly always the exact one."""
-
-EXACT = 32
-"""How many tokens get exact logits. Each reads a row of the weight, for every token of the input."""
+from srrc.passes.gating.coarse_vocab import BITS, EXACT
 
 
 def lower(lowering: Lowering, head: fx.Node, gate: str) -> None:
-    """Replace a `srr::vocab_head` node."""
+    """Replace a `srr::coarse_head` node."""
+    x, weight, bias, codes, scale, _, _, exact, bits = head.args
+    with lowering.gm.graph.inserting_before(head):
+        args = (gate, exact, bits, x, weight, codes, scale, *([] if bias is None else [bias]))
+        lowering.replace(head, gated_head, args)
+
+
+def lower_by_direction(lowering: Lowering, head: fx.Node, gate: str) -> None:
+    """Replace a `srr::vocab_head` node, whose profile was made for the CPU backend."""
     x, weight, bias = head.args[:3]
     codes, scale = coarse_weight(lowering.tensor(weight), BITS)
     with lowering.gm.graph.inserting_before(head):
         held = [lowering.hold(each) for each in (codes, scale)]
-        args = (gate, x, weight, *held, *([] if bias is None else [bias]))
+        args = (gate, EXACT, BITS, x, weight, *held, *([] if bias is None else [bias]))
         lowering.replace(head, gated_head, args)
 
 
-def gated_head(gate: str, x: Tensor, weight: Tensor, codes: Tensor, scale: Tensor, *bias: Tensor) -> Tensor:
+def gated_head(
+    gate: str, exact: int, bits: int, x: Tensor, weight: Tensor, codes: Tensor, scale: Tensor, *bias: Tensor
+) -> Tensor:
     """Exports as srrc::Head."""
     shape = (*x.shape[:-1], weight.shape[0])
     inputs = (x, weight, codes, scale.to(x.dtype), *bias)
-    exact = min(EXACT, int(weight.shape[0]))
-    return symbolic("srrc::Head", inputs, shape, x.dtype, {"exact": exact, "bits": BITS, "gate": gate})
+    attributes: dict[str, int | float | str] = {"exact": min(exact, int(weight.shape[0])), "bits": bits, "gate": gate}
+    return symbolic("srrc::Head", inputs, shape, x.dtype, attributes)
 
 
 def leave(node: ir.Node) -> None:
