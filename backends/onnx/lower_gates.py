@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, fx
 from torch._subclasses import FakeTensorMode
 
-from srrc.backends.onnx.gates import LOWER, coarse
+from srrc.backends.onnx.gates import LOWER, coarse, experts
 from srrc.backends.onnx.lowering import Lowering
 from srrc.passes.context import Context
 
@@ -31,6 +31,7 @@ class LowerGates:
             for node in [user for user in holders[gate.record.data_ptr()].users if user.target in LOWER]:
                 LOWER[node.target](lowering, node, gate.id)
         coarse.lower(lowering)
+        experts.lower(lowering)
         for node in reversed(gm.graph.find_nodes(op="get_attr")):
             if not node.users:
                 gm.graph.erase_node(node)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from srrc.backends.onnx.gates import THRESHOLDS, expand, gates_in
 from srrc.backends.onnx.interfaces import Interface, interfaces
+from srrc.backends.onnx.interfaces.draw import random_calls
 from srrc.backends.onnx.lower import Marked, lower, prepare
 from srrc.backends.onnx.save import save
 from srrc.backends.onnx.session import Session
@@ -134,7 +135,7 @@ def _calibrated(work: _Work, inputs: Mapping[str, Tensor] | None) -> Profile:
     from srrc.calibration import calibrate
 
     coarse = work.settings.coarse
-    batches = None if inputs is None else [dict(inputs)]
+    batches = None if callable(work.tokenizer) and inputs is None else random_calls(work.model, inputs)
     with work.step("calibrating"):
         return calibrate(
             work.model,

@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 from torch import fx
 
 import srrc.ops  # noqa: F401  (defines torch.ops.srr)
-from srrc.backends.onnx.gates import branch, head
+from srrc.backends.onnx.gates import branch, experts, head
 from srrc.backends.onnx.lowering import Lowering
 
 DOMAIN = "srrc"
@@ -27,6 +27,7 @@ LOWER: dict[object, Callable[[Lowering, fx.Node, str], None]] = {
 EXPAND: dict[str, tuple[Callable[[ir.Node, ir.Value], None], Callable[[ir.Node], None]]] = {
     "Branch": (branch.expand, branch.leave),
     "Head": (head.expand, head.leave),
+    "GroupedProduct": (experts.expand, experts.expand),
 }
 """Operator of the domain `srrc` -> what puts standard operators in the place of a node, given its threshold; and what
 takes its gate out.
@@ -35,7 +36,8 @@ takes its gate out.
 
 def gates_in(model: ir.Model) -> list[str]:
     """Ids of the gates that nodes of the domain `srrc` stand for, in graph order."""
-    return [node.attributes.get_string("gate") for node in model.graph if node.domain == DOMAIN]
+    marked = (node for node in model.graph if node.domain == DOMAIN)
+    return [node.attributes.get_string("gate") for node in marked if "gate" in node.attributes]
 
 
 def expand(model: ir.Model, thresholds: Mapping[str, float]) -> None:
@@ -47,7 +49,7 @@ def expand(model: ir.Model, thresholds: Mapping[str, float]) -> None:
     """
     limits = _input(model, thresholds) if thresholds else {}
     for node in [node for node in model.graph if node.domain == DOMAIN]:
-        limit = limits.get(node.attributes.get_string("gate"))
+        limit = limits.get(node.attributes.get_string("gate", ""))
         put, leave = EXPAND[node.op_type]
         if limit is None:
             leave(node)

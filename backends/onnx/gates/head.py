@@ -44,7 +44,11 @@ def gated_head(
     """Exports as srrc::Head."""
     shape = (*x.shape[:-1], weight.shape[0])
     inputs = (x, weight, codes, scale.to(x.dtype), *bias)
-    attributes: dict[str, int | float | str] = {"exact": min(exact, int(weight.shape[0])), "bits": bits, "gate": gate}
+    attributes: dict[str, int | float | str] = {
+        "exact": min(exact, int(weight.shape[0])),
+        "bits": bits,
+        "gate": gate,
+    }
     return symbolic("srrc::Head", inputs, shape, x.dtype, attributes)
 
 

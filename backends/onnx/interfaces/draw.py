@@ -1,12 +1,14 @@
 """Random inputs of any sizes for an interface."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from srrc.backends.onnx.interfaces.base import PAST, SEQUENCE, TOTAL, Interface
+from srrc.backends.onnx.interfaces import plain
+from srrc.backends.onnx.interfaces.base import BATCH, PAST, SEQUENCE, TOTAL, Interface
 
 
 def draw(interface: Interface, sizes: Mapping[str, int], seed: int = 0) -> dict[str, Tensor]:
@@ -24,6 +26,19 @@ def draw(interface: Interface, sizes: Mapping[str, int], seed: int = 0) -> dict[
         shape = [sizes.get(axes.get(at, ""), size) for at, size in enumerate(example.shape)]
         found[name] = _draw(name, example, shape, sizes, interface.module, generator)
     return found
+
+
+def random_calls(
+    model: nn.Module, inputs: Mapping[str, Tensor] | None, count: int = 6
+) -> list[dict[str, Any]]:
+    """Keyword arguments of some calls of a model that reads no text, for calibration.
+
+    inputs: one call's, of which the others have the sizes; otherwise rows of 32 tokens
+    """
+    one = plain.interface(model, plain.example(model) if inputs is None else inputs)
+    sizes = {BATCH: 4, SEQUENCE: 32} if inputs is None else {}
+    fixed = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    return [{**draw(one, sizes, seed), **fixed} for seed in range(count)]
 
 
 def _draw(

@@ -59,7 +59,7 @@ def example(model: nn.Module) -> dict[str, Tensor]:
     Raises ModelError where it is neither of text nor of pictures.
     """
     taken = inspect.signature(model.forward).parameters
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     batch, length = SIZES[BATCH], SIZES[SEQUENCE]
     found: dict[str, Tensor] = {}
     if "input_ids" in taken:
@@ -68,6 +68,12 @@ def example(model: nn.Module) -> dict[str, Tensor]:
                 found[name] = torch.ones(batch, length, dtype=torch.int64)
         if "token_type_ids" in found:
             found["token_type_ids"] = torch.zeros_like(found["token_type_ids"])
+    if "input_features" in taken:  # sound
+        frames = 2 * int(config.max_source_positions)
+        dtype = next(model.parameters()).dtype
+        found["input_features"] = torch.zeros((batch, int(config.num_mel_bins), frames), dtype=dtype)
+    if "decoder_input_ids" in taken and found:
+        found["decoder_input_ids"] = torch.ones(batch, length, dtype=torch.int64)
     if "pixel_values" in taken:
         side = _picture(config)
         dtype = next(model.parameters()).dtype
