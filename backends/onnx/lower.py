@@ -4,7 +4,7 @@ The passes are those of `torch.compile`; what they leave goes through torch's ex
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 from torch import fx, nn
@@ -64,6 +64,7 @@ def prepare(
     Raises ModelError where the model cannot be captured.
     """
     traced = trace(interface)
+    interface = replace(interface, axes=traced.axes)
     context = Context(fqns=dict(traced.fqns))
     gated = None if source is None else source(traced)
     passes: list[Pass] = [

@@ -12,6 +12,7 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from srrc.backends.onnx.interfaces.base import Interface
 from srrc.errors import ModelError
 from srrc.passes.capture import parameter_names, placeholders
+from srrc.pathways.graph_view import size
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Traced:
     weights: the same placeholders -> the tensors
     sources: where the value of each placeholder comes from, in their order
     outputs: position among the graph's outputs of each of the interface's
+    axes:    the interface's axes, without those that the model runs at one size only
     """
 
     gm: fx.GraphModule
@@ -63,6 +65,7 @@ class Traced:
     sources: Sequence[Source]
     outputs: Sequence[int]
     fake_mode: FakeTensorMode
+    axes: Mapping[str, Mapping[int, str]]
 
 
 def trace(interface: Interface) -> Traced:
@@ -105,6 +108,7 @@ def trace(interface: Interface) -> Traced:
         sources,
         [_position(result, outputs, name) for result, name in zip(results, interface.outputs, strict=True)],
         _fake_mode(gm),
+        _free_axes(interface, gm, sources),
     )
 
 
@@ -129,9 +133,9 @@ def _sources(
             position = next((at for at, tensor in enumerate(tensors) if tensor is arg), None)
             sources.append(Held(arg) if position is None else Input(position))
             if position is not None:
-                for dimension, size in enumerate(node.meta["example_value"].shape):
-                    if isinstance(size, torch.SymInt):
-                        sizes.setdefault(size.node.expr, Size(position, dimension))
+                for dimension, extent in enumerate(node.meta["example_value"].shape):
+                    if isinstance(extent, torch.SymInt):
+                        sizes.setdefault(extent.node.expr, Size(position, dimension))
     found: list[Source] = []
     for node, source in zip(placeholders(gm), sources, strict=True):
         if source is None:
@@ -142,6 +146,31 @@ def _sources(
                 )
             source = sizes[expression]  # noqa: PLW2901
         found.append(source)
+    return found
+
+
+def _free_axes(
+    interface: Interface, gm: fx.GraphModule, sources: Sequence[Source]
+) -> dict[str, dict[int, str]]:
+    """The axes that Dynamo kept as symbols: a loop over positions, say, is written out for the example's length.
+
+    Raises ModelError where an axis of a cache, or of what is read beside one, is not free.
+    """
+    shapes = {
+        source.position: node.meta["example_value"].shape
+        for node, source in zip(placeholders(gm), sources, strict=True)
+        if isinstance(source, Input)
+    }
+    cached = any(name.startswith("past_key_values") for name in interface.example)
+    found: dict[str, dict[int, str]] = {}
+    for position, name in enumerate(interface.example):
+        shape = shapes.get(position)
+        found[name] = {}
+        for dimension, axis in interface.axes.get(name, {}).items():
+            if shape is None or size(shape[dimension]).free_symbols:
+                found[name][dimension] = axis
+            elif cached:
+                raise ModelError(f"cannot export: the model fixes {axis} (of {name}) at {shape[dimension]}")
     return found
 
 

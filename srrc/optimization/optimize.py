@@ -169,6 +169,7 @@ def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
     with work.step("exporting"):
         source = None if profile is None or settings.exact else _source(profile)
         marked = lower(prepare(interface, source, settings.levels))
+    interface = marked.interface
     dense = _put(marked, {}, work.folder / f"{interface.name}-dense")
     judged = Session(dense, settings.threads)
     with work.step("comparing with eager"):

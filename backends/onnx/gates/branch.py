@@ -103,18 +103,14 @@ def _left_out_or(
     """The branch, or nothing in its place: one `If` around all of it."""
     computed: Nodes = []
     if part.selects:
-        every = op(computed, "Not", [choice.dropped])
-        choice.take(computed, part.rows, every, kept=True)
+        choice.take(computed, part.rows, op(computed, "Not", [choice.dropped]), kept=True)
     computed += part.rows.nodes
     found = ir.val("computed", result.dtype, result.shape)
+    some: Nodes = []
+    put = _put(some, choice, part.value, part, stream, None)
     whole: Nodes = []
-    if part.selects:
-        some: Nodes = []
-        put = _put(some, choice, part.value, stream, None)
-        sums = (whole, [total(whole, stream, part.value)])
-        choose(computed, choice.dropped, (some, [put]), sums, [found], ("put_back", "every_token"))
-    else:
-        found = total(computed, stream, part.value)
+    sums = (whole, [total(whole, stream, part.value)])
+    choose(computed, choice.dropped, (some, [put]), sums, [found], ("put_back", "every_token"))
     left_out: Nodes = []
     bypass = stream if stream is not None else _zeros(left_out, node)
     choose(
@@ -150,7 +146,7 @@ def _stood_in_for(
     alone: Nodes = []
     sums = (alone, [total(alone, stream, other.value)])
     both: Nodes = []
-    put = _put(both, choice, chosen, stream, other)
+    put = _put(both, choice, chosen, part, stream, other)
     found = ir.val("mixed", result.dtype, result.shape)
     choose(mixed, choice.nothing, sums, (both, [put]), [found], ("every_token", "put_back"))
     whole: Nodes = []
@@ -159,11 +155,20 @@ def _stood_in_for(
 
 
 def _put(
-    nodes: Nodes, choice: TokenChoice, chosen: ir.Value, stream: ir.Value | None, other: _Part | None
+    nodes: Nodes,
+    choice: TokenChoice,
+    value: ir.Value,
+    part: _Part,
+    stream: ir.Value | None,
+    other: _Part | None,
 ) -> ir.Value:
-    """What was computed for chosen positions, in its places; and in the others' what stands in for it."""
+    """What was computed for chosen positions, in its places; and in the others' what stands in for it.
+
+    value: what `part` computes, by whichever name it goes here
+    """
     kept = choice.kept(nodes)
-    value = choice.back(nodes, chosen, kept)
+    if part.selects:
+        value = choice.back(nodes, value, kept)
     if other is not None:
         rest = other.value
         if other.selects:

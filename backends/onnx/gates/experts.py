@@ -3,8 +3,8 @@
     GroupedProduct(x [R, K], weight [E, K, N], ends [E]) -> [R, N]
 
 Rows are sorted by expert; expert e has those from ends[e - 1] up to ends[e]. In plain ONNX every expert has a MatMul of
-its own over a slice of the rows, and one that no row chose multiplies nothing: MatMul takes zero rows, and takes no time
-over them. An `If` around each would cost more than it saves.
+its own over a slice of the rows, and one that no row chose multiplies nothing: MatMul takes zero rows, in no time. An
+`If` around each would cost more than it saves.
 """
 
 from typing import Any

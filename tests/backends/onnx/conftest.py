@@ -35,8 +35,9 @@ class Exported:
     """
 
     def __init__(self, interface: Interface, which: str, folder: Path) -> None:
-        self.interface, self._folder = interface, folder
+        self._folder = folder
         self.prepared: Prepared = prepare(interface, functools.partial(_source, which=which), LEVELS)
+        self.interface = self.prepared.interface
         self.marked: Marked = lower(self.prepared)
         self.gates = [gate.id for gate in self.prepared.context.gates]
         self.path = self.write("gated", dict.fromkeys(self.gates, -1.0))
@@ -79,9 +80,7 @@ def _source(traced: Traced, which: str) -> GateSource:
                     f"residual:{pathway.place}/bits": torch.tensor(8),
                 }
     return GateSource(
-        covers=lambda gate: (
-            gate.split(":")[0] in {"residual", "vocab"} and gate.endswith("/coarse") == (which == "coarse")
-        ),
+        covers=lambda gate: gate.startswith(("residual", "vocab")) and gate.endswith("/coarse") == coarse,
         weights=traced.weights,
         vectors=vectors,
         many_rows=True,

