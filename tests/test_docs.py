@@ -27,7 +27,7 @@ def found(pattern: str) -> list[Any]:
     return [pytest.param(match, id=f"{page.name}-{index}") for index, (page, match) in enumerate(matches)]
 
 
-SNIPPETS = found(r"^```python\n(.*?)^```")
+SNIPPETS = found(r"^```python\n(.*?)^```")  # what else is Python says so, and has a test of its own
 COMMANDS = found(r"^(?:    |[^\n`]*`)(srrc [a-z]+[^`\n]*)")
 TARGETS = found(r"^    make ([a-z-]+)")
 

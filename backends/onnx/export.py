@@ -1,5 +1,7 @@
 """From a Dynamo graph to an ONNX model: torch's own exporter, and then names that other programs know."""
 
+import contextlib
+import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,8 +31,7 @@ def export(interface: Interface, traced: Traced, gm: fx.GraphModule) -> ir.Model
     axes = [interface.axes.get(name, {}) for name in interface.example]
     shapes = tuple(dict.fromkeys(each, Dim.AUTO) for each in axes)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), _quiet():
             program = torch.export.export(
                 flat, tuple(interface.example.values()), dynamic_shapes=(shapes,), strict=False
             )
@@ -44,6 +45,20 @@ def export(interface: Interface, traced: Traced, gm: fx.GraphModule) -> ir.Model
     _name_values(model, [*interface.example], interface.outputs)
     _name_axes(model, axes)
     return model
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's notices about packages that are not installed, and about itself."""
+    log = logging.getLogger("torch.onnx")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(level)
 
 
 class Flat(nn.Module):

@@ -1,5 +1,6 @@
 """The README.md that goes with the files."""
 
+import re
 from pathlib import Path
 
 from srrc.optimization.report import FileReport, Report
@@ -19,7 +20,7 @@ def write_guide(report: Report, path: Path) -> None:
 
 def _file(report: FileReport) -> str:
     lines = [f"## {report.name}\n", "| input | shape |", "| --- | --- |"]
-    lines += [f"| {name} | {', '.join(map(str, shape))} |" for name, shape in report.inputs.items()]
+    lines += [f"| {name} | {shape} |" for name, shape in _inputs(report).items()]
     lines += ["", f"Outputs: {', '.join(report.outputs[:3])}{' ...' if len(report.outputs) > 3 else ''}.\n"]
     for phase, found in report.latency.items():
         lines.append(
@@ -30,6 +31,14 @@ def _file(report: FileReport) -> str:
         if report.quality.relative_perplexity is not None:
             lines.append(f"- perplexity: {100 * (report.quality.relative_perplexity - 1):+.2f}%")
     return "\n".join(lines) + "\n"
+
+
+def _inputs(report: FileReport) -> dict[str, str]:
+    """Shapes by name; the layers of a cache, which are alike, as one."""
+    found: dict[str, str] = {}
+    for name, shape in report.inputs.items():
+        found.setdefault(re.sub(r"\.\d+\.", ".N.", name), ", ".join(map(str, shape)))
+    return found
 
 
 _THRESHOLDS = """## Another budget

@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,28 +86,46 @@ def _plain(value: Any) -> Any:
 
 
 def _summary(files: Sequence[FileReport]) -> Table:
+    """A row a figure, a column a file: it fits a terminal whatever the model."""
     table = Table(title="against the dense export, same ONNX Runtime, in turn")
-    for column in ("file", "gates", "off eager by", "tokens equal", "drift", "perplexity"):
-        table.add_column(column)
-    phases = list(dict.fromkeys(phase for each in files for phase in each.latency))
-    for phase in phases:
-        table.add_column(f"{phase}: ms, of dense", justify="right")
+    table.add_column("")
     for each in files:
-        tokens, quality = each.parity.tokens, each.quality
-        relative = None if quality is None else quality.relative_perplexity
-        row = [
-            each.name,
-            str(len(each.gates)),
-            f"{max(each.parity.worst.values(), default=0.0):.1e}",
-            "" if tokens is None else f"{tokens[1]} of {tokens[0]} prompts",
-            "" if quality is None else f"{quality.kl:.4f}",
-            "" if relative is None else f"{100 * (relative - 1):+.1f}%",
-        ]
-        for phase in phases:
-            found = each.latency.get(phase)
-            row.append("" if found is None else f"{1e3 * found['gated']:.1f}, {found['ratio']:.2f}")
-        table.add_row(*row)
+        table.add_column(each.name, justify="right")
+    for name, tell in _FIGURES.items():
+        cells = [tell(each) for each in files]
+        if any(cells):
+            table.add_row(name, *cells)
+    for phase in dict.fromkeys(phase for each in files for phase in each.latency):
+        found = [each.latency.get(phase) for each in files]
+        table.add_row(
+            f"{phase}, ms a call", *("" if one is None else f"{1e3 * one['gated']:.1f}" for one in found)
+        )
+        table.add_row(f"{phase}, of dense", *("" if one is None else f"{one['ratio']:.2f}" for one in found))
     return table
+
+
+def _tokens(report: FileReport) -> str:
+    tokens = report.parity.tokens
+    return "" if tokens is None else f"{tokens[1]} of {tokens[0]}"
+
+
+def _drift(report: FileReport) -> str:
+    return "" if report.quality is None else f"{report.quality.kl:.4f}"
+
+
+def _perplexity(report: FileReport) -> str:
+    relative = None if report.quality is None else report.quality.relative_perplexity
+    return "" if relative is None else f"{100 * (relative - 1):+.2f}%"
+
+
+_FIGURES: Mapping[str, Callable[[FileReport], str]] = {
+    "size, MB": lambda report: f"{report.bytes / 1e6:.0f}",
+    "gates": lambda report: str(len(report.gates)),
+    "off eager, gates open": lambda report: f"{max(report.parity.worst.values(), default=0.0):.1e}",
+    "prompts with eager's tokens, gates open": _tokens,
+    "drift, nats a token": _drift,
+    "perplexity": _perplexity,
+}
 
 
 def _gates(report: FileReport) -> Table:
