@@ -26,7 +26,7 @@ def optimize(
     coarse: Annotated[
         str, typer.Option(help="bits of the weights that stand in for a branch's own: 8, 4, or none")
     ] = "8",
-    precision: Annotated[str, typer.Option(help="float32, float16 or bfloat16")] = "float32",
+    precision: Annotated[str, typer.Option(help="float32, float16, bfloat16, int8 or int4")] = "float32",
     opset: Annotated[int, typer.Option(help="of the files")] = 23,
     threads: Annotated[int, typer.Option(help="of ONNX Runtime where it is timed")] = 1,
     prompts: Annotated[int, typer.Option(help="whose greedy continuation is compared with eager's")] = 4,
@@ -39,6 +39,7 @@ def optimize(
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
     """Write a model as ONNX whose irrelevant pathways plain ONNX Runtime skips."""
+    from srrc.backends.onnx.quantise import BITS
     from srrc.optimization.folder import check_target, target_of
     from srrc.optimization.settings import Settings
 
@@ -60,7 +61,7 @@ def optimize(
         **({} if levels is None else {"levels": _levels(levels)}),
     )
     check_target(target_of(out)[0], overwrite=overwrite)
-    loaded, second = load(model, precision)
+    loaded, second = load(model, "float32" if precision in BITS else precision)
     report = _run(model, loaded, second, out, profile, settings)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(report), default=str))

@@ -128,7 +128,7 @@ def test_calibrate_writes_what_the_library_measured(
 
     seen: list[list[str]] = []
     monkeypatch.setattr(
-        "srrc.calibrate", lambda _m, _t, texts, layers: seen.append(texts) or Made(), raising=False
+        "srrc.calibrate", lambda _m, _t, texts, **_: seen.append(texts) or Made(), raising=False
     )
     (tmp_path / "text").write_text("some text")
     out = tmp_path / "x.srr"
@@ -150,10 +150,6 @@ def test_explain_prints_a_table_or_its_rows(tiny_llama: str, monkeypatch: pytest
     monkeypatch.setattr("srrc.explain", lambda _: Explanation(), raising=False)
     assert run("explain", tiny_llama).stdout == "a table\n"
     assert json.loads(run("explain", tiny_llama, "--json").stdout) == {"rows": ["a row"]}
-
-
-def test_optimize_says_that_it_is_not_there_yet() -> None:
-    assert "not built yet" in refused("optimize", "smollm2-135m")
 
 
 def test_cache_shows_and_clears_but_keeps_the_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """`srrc.optimize(model, path)`: capture, gate, export, plan, check, measure, and only then write."""
 
 import resource
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from srrc.backends.onnx.gates import THRESHOLDS, expand, gates_in
 from srrc.backends.onnx.interfaces import Interface, interfaces
 from srrc.backends.onnx.interfaces.draw import random_calls
 from srrc.backends.onnx.lower import Marked, lower, prepare
+from srrc.backends.onnx.quantise import BITS, quantise
 from srrc.backends.onnx.save import save
 from srrc.backends.onnx.session import Session
 from srrc.backends.onnx.trace import Traced
@@ -170,27 +170,29 @@ def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
         source = None if profile is None or settings.exact else _source(profile)
         marked = lower(prepare(interface, source, settings.levels))
     interface = marked.interface
-    dense = _put(marked, {}, work.folder / f"{interface.name}-dense")
-    judged = Session(dense, settings.threads)
-    with work.step("comparing with eager"):
-        compare_outputs(interface, judged)
     reader = reader_of(work.model, work.tokenizer, interface, settings)
-    plan, savings, seconds = _plan(work, marked, judged, reader)
-    path = _put(marked, plan.thresholds, out, dense if not plan.thresholds else None)
+    exact = Session(_put(marked, {}, work.folder / f"{interface.name}-dense"), settings.threads)
+    dense = _quantised(work, marked, {}, "quantised") or exact
+    plan, savings, seconds = _plan(work, marked, dense, reader)
+    path = _put(marked, plan.thresholds, out)
     with work.step("checking"):
         check_file(path)
-    session = Session(path, settings.threads)
     opened = {THRESHOLDS: torch.full((len(plan.thresholds),), -1.0)} if plan.thresholds else {}
     with work.step("comparing with eager"):
-        worst = compare_outputs(interface, session, opened)
+        worst = compare_outputs(interface, Session(path, settings.threads), opened)
+    if settings.precision in BITS:
+        with work.step("quantising"):
+            quantise(path, BITS[settings.precision])
+    session = Session(path, settings.threads)
+    with work.step("comparing with eager"):
         tokens = reader.tokens(session, opened)
     quality = None
-    if plan.thresholds:
+    if plan.thresholds or settings.precision in BITS:
         with work.step("measuring drift"):
-            quality = reader.quality(judged, session)
+            quality = reader.quality(exact, session)
         _refuse_drift(quality, settings.max_drift)
     with work.step("timing"):
-        latency = latencies(reader, judged, session, settings.rounds)
+        latency = latencies(reader, dense, session, settings.rounds)
     left_out = {f"{r.kind}:{r.place}": r.reason.value for r in marked.refusals} | dict(plan.left_out)
     return FileReport(
         name=path.name,
@@ -216,17 +218,22 @@ def _pair(saving: Saving) -> tuple[float, float]:
     return saving.saved, saving.overhead
 
 
-def _put(marked: Marked, thresholds: Mapping[str, float], folder: Path, ready: Path | None = None) -> Path:
-    """Write the file with these gates into a folder; `ready` is one that has been written already, to be moved."""
+def _put(marked: Marked, thresholds: Mapping[str, float], folder: Path) -> Path:
+    """Write the file with these gates into a folder."""
     name = marked.interface.name
-    if ready is not None:
-        for each in ready.parent.glob(f"{name}.onnx*"):
-            shutil.copyfile(each, folder / each.name)
-        return folder / f"{name}.onnx"
     folder.mkdir(exist_ok=True)
     model = ir.Model(marked.model.graph.clone(), ir_version=marked.model.ir_version, producer_name="srrc")
     expand(model, thresholds)
     return save(model, folder / f"{name}.onnx")
+
+
+def _quantised(work: _Work, marked: Marked, thresholds: Mapping[str, float], name: str) -> Session | None:
+    """The file with these gates and quantised weights, for trying out; None where weights stay as they are."""
+    if work.settings.precision not in BITS:
+        return None
+    path = _put(marked, thresholds, work.folder / f"{marked.interface.name}-{name}")
+    with work.step("quantising"):
+        return Session(quantise(path, BITS[work.settings.precision]), work.settings.threads)
 
 
 def _plan(
@@ -237,15 +244,19 @@ def _plan(
     if not gates or work.profile is None:
         return GatePlan(Plan(), {}, {}), {}, 0.0
     settings = work.settings
-    every = _put(marked, dict.fromkeys(gates, -1.0), work.folder / f"{marked.interface.name}-every")
+    opened = dict.fromkeys(gates, -1.0)
+    every = _quantised(work, marked, opened, "every")
+    if every is None:
+        every = Session(
+            _put(marked, opened, work.folder / f"{marked.interface.name}-every"), settings.threads
+        )
     with work.step("timing gates"):
         groups = {
             gate: (gate.rsplit("/", 1)[-1] if "/" in gate else "", *_cost(marked, gate)) for gate in gates
         }
         seconds, savings = measure_savings(
-            dense, Session(every, settings.threads), reader.calls()[-1].feeds, gates, groups, settings.rounds
+            dense, every, reader.calls()[-1].feeds, gates, groups, settings.rounds
         )
-    shutil.rmtree(every.parent)
     return make_plan(work.profile, savings, seconds, settings.budget, settings.max_drift), savings, seconds
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from srrc.backends.onnx.quantise import BITS
 from srrc.errors import OptionError
 from srrc.options import LEVELS, check_budget, parse_options
 
 OPSETS = (23,)
 """Opsets that can be written: the one in which attention and norms are single operators."""
 
-PRECISIONS = ("float32", "float16", "bfloat16")
+PRECISIONS = ("float32", "float16", "bfloat16", *BITS)
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Settings:
     levels:     which kinds of pathway may be gated
     coarse:     bits of the weights that stand in for a branch's own where a profile is made here: 4, 8, or None to
                 leave branches out instead
-    precision:  of the weights, one of PRECISIONS
+    precision:  of the weights, one of PRECISIONS; int8 and int4 by ONNX Runtime's own quantiser
     opset:      of the files
     threads:    of ONNX Runtime where it is timed
     prompts, new_tokens: greedy tokens that are compared with eager's
