@@ -1,6 +1,8 @@
 """ONNX Runtime's own weight quantiser, run over a file: constant matrices become `MatMulNBits`, in subgraphs too."""
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx_ir as ir
@@ -22,17 +24,26 @@ def quantise(path: Path, bits: int) -> Path:
     import onnx
 
     import_onnxruntime()
-    from onnxruntime.quantization import matmul_nbits_quantizer as quantizer
+    with _quiet():
+        from onnxruntime.quantization import matmul_nbits_quantizer as quantizer
 
-    config = quantizer.DefaultWeightOnlyQuantConfig(
-        block_size=BLOCK, is_symmetric=bits == 8, accuracy_level=4, bits=bits
-    )
-    log = logging.getLogger(quantizer.__name__)
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
+        config = quantizer.DefaultWeightOnlyQuantConfig(
+            block_size=BLOCK, is_symmetric=bits == 8, accuracy_level=4, bits=bits
+        )
         made = quantizer.MatMulNBitsQuantizer(onnx.load(path), algo_config=config)
         made.process()
-    finally:
-        log.setLevel(level)
     return save(ir.from_proto(made.model.model), path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without a line for each weight; and with the root logger as it was, which importing the quantiser sets up."""
+    root = logging.getLogger()
+    level, handlers, disabled = root.level, list(root.handlers), logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        root.setLevel(level)
+        root.handlers[:] = handlers

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class Session:
             )
         except Exception as error:  # its exceptions share no base but Exception
             first = str(error).strip().splitlines()[0]
-            raise ModelError(f"ONNX Runtime does not load {path}: {first}") from error
+            raise ModelError(f"ONNX Runtime does not load {Path(path).name}: {first}") from error
         self.inputs = [each.name for each in self._session.get_inputs()]
         self.outputs = [each.name for each in self._session.get_outputs()]
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -153,6 +154,31 @@ def test_inputs_that_cannot_be_told_are_asked_for(tmp_path: Path) -> None:
     )
     assert [each.name for each in report.files] == ["plus.onnx"]
     assert (tmp_path / "out" / "plus.onnx").is_file()
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_weights_of_few_bits_compose_with_gates(
+    precision: str, tmp_path: Path, letters: Any, paying: None
+) -> None:
+    settings = dataclasses.replace(QUICK, budget=0.6, precision=precision)
+    (file,) = srrc.optimize(llama(), tmp_path / "out", tokenizer=letters, settings=settings).files
+    assert file.gates
+    assert file.quality is not None
+    assert 0 < file.quality.kl < 0.05
+    graph = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False).graph
+    assert "MatMulNBits" in {node.op_type for node in graph.node}
+    assert max(file.parity.worst.values()) < 1e-4, "wiring is compared before weights are rounded"
+    assert not logging.getLogger().handlers or logging.getLogger().level >= logging.WARNING
+
+
+def test_float16_runs_and_a_missing_kernel_is_one_line(tmp_path: Path) -> None:
+    half = dataclasses.replace(QUICK, precision="float16")
+    (file,) = srrc.optimize(llama().half(), tmp_path / "half", settings=half).files
+    assert max(file.parity.worst.values()) < 3e-2
+    other = dataclasses.replace(QUICK, precision="bfloat16")
+    with pytest.raises(ModelError, match=r"ONNX Runtime does not load model\.onnx: .*implementation"):
+        srrc.optimize(llama().bfloat16(), tmp_path / "bf16", settings=other)
+    assert not (tmp_path / "bf16").exists()
 
 
 @pytest.mark.parametrize("name", ["t5", "whisper", "bert"])
