@@ -35,6 +35,9 @@ def optimize(
     prefill: Annotated[int, typer.Option(help="tokens of a first call, where it is timed")] = 128,
     past: Annotated[int, typer.Option(help="tokens in the cache, where decoding is timed")] = 256,
     rounds: Annotated[int, typer.Option(help="calls to time")] = 10,
+    frontier: Annotated[
+        bool, typer.Option("--frontier", help="measure and plot every budget that the file serves")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder if it exists")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
@@ -57,6 +60,7 @@ def optimize(
         prefill=prefill,
         past=past,
         rounds=rounds,
+        frontier=frontier,
         overwrite=overwrite,
         **({} if levels is None else {"levels": _levels(levels)}),
     )

@@ -1,6 +1,5 @@
 """`srrc.optimize(model, path)`: capture, gate, export, plan, check, measure, and only then write."""
 
-import resource
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -21,11 +20,14 @@ from srrc.backends.onnx.quantise import BITS, quantise
 from srrc.backends.onnx.save import save
 from srrc.backends.onnx.session import Session
 from srrc.backends.onnx.trace import Traced
+from srrc.bench.machine import describe_machine
+from srrc.bench.memory import peak, reset_peak
 from srrc.control.plan import Plan
 from srrc.errors import DriftError, OptionError
 from srrc.optimization.checks import Parity, check_file, compare_outputs
 from srrc.optimization.companions import write_companions
 from srrc.optimization.folder import check_target, filled, target_of
+from srrc.optimization.frontier import measure_frontier, plot_frontier
 from srrc.optimization.guide import write_guide
 from srrc.optimization.plan import GatePlan, Saving, make_plan, other_budgets
 from srrc.optimization.quality import Quality
@@ -166,12 +168,15 @@ def _source(profile: Profile) -> Callable[[Traced], GateSource]:
 def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
     """Write one file into `out`, and say how it does."""
     settings, profile = work.settings, work.profile
+    reset_peak()
     with work.step("exporting"):
         source = None if profile is None or settings.exact else _source(profile)
         marked = lower(prepare(interface, source, settings.levels))
+        exact_path = _put(marked, {}, work.folder / f"{interface.name}-dense")
+    export_peak = peak()
     interface = marked.interface
     reader = reader_of(work.model, work.tokenizer, interface, settings)
-    exact = Session(_put(marked, {}, work.folder / f"{interface.name}-dense"), settings.threads)
+    exact = Session(exact_path, settings.threads)
     dense = _quantised(work, marked, {}, "quantised") or exact
     plan, savings, seconds = _plan(work, marked, dense, reader)
     path = _put(marked, plan.thresholds, out)
@@ -189,10 +194,17 @@ def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
     quality = None
     if plan.thresholds or settings.precision in BITS:
         with work.step("measuring drift"):
-            quality = reader.quality(exact, session)
+            quality = reader.quality(exact, session, {})
         _refuse_drift(quality, settings.max_drift)
     with work.step("timing"):
         latency = latencies(reader, dense, session, settings.rounds)
+    budgets = {} if profile is None else other_budgets(profile, savings, seconds, plan, settings.max_drift)
+    frontier = None
+    if settings.frontier and plan.thresholds and profile is not None:
+        with work.step("measuring every budget"):
+            gates = [*plan.thresholds]
+            frontier = measure_frontier(reader, dense, session, gates, budgets, profile, settings.rounds)
+            plot_frontier(frontier, out / f"{interface.name}-frontier.png")
     left_out = {f"{r.kind}:{r.place}": r.reason.value for r in marked.refusals} | dict(plan.left_out)
     return FileReport(
         name=path.name,
@@ -200,6 +212,7 @@ def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
             value.name or "": [str(size) for size in value.shape or ()] for value in marked.model.graph.inputs
         },
         outputs=interface.outputs,
+        export_peak_bytes=export_peak,
         bytes=sum(each.stat().st_size for each in out.glob(f"{interface.name}.onnx*")),
         parity=Parity(worst, tokens),
         quality=quality,
@@ -209,7 +222,8 @@ def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
             for at, (gate, limit) in enumerate(plan.thresholds.items())
         ],
         left_out=left_out,
-        budgets={} if profile is None else other_budgets(profile, savings, seconds, plan, settings.max_drift),
+        budgets=budgets,
+        frontier=frontier,
         planned={"latency": plan.plan.spent, "drift": plan.plan.drift},
     )
 
@@ -273,10 +287,7 @@ def _refuse_drift(quality: Quality, max_drift: float | None) -> None:
 
 
 def _report(name: str, work: _Work, files: list[FileReport]) -> Report:
-    from srrc.bench.machine import describe_machine
-
     machine = describe_machine(work.settings.threads) | {
         package: version(package) for package in ("onnx", "onnxruntime", "onnxscript", "onnx-ir")
     }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Report(name, asdict(work.settings), machine, files, work.seconds, peak)
+    return Report(name, asdict(work.settings), machine, files, work.seconds)

@@ -36,8 +36,8 @@ class Reader(Protocol):
         """(prompts, how many are continued with eager's tokens); None for a model that writes none."""
         ...
 
-    def quality(self, dense: Session, gated: Session) -> Quality:
-        """How far the gated file is from the dense one."""
+    def quality(self, dense: Session, gated: Session, extra: Mapping[str, Tensor]) -> Quality:
+        """How far the gated file, with these inputs beside its own, is from the dense one."""
         ...
 
 
@@ -95,9 +95,9 @@ class TextReader:
         """Greedy, from prompts of several lengths."""
         return compare_tokens(self._interface, session, self._held.prompts, self._settings.new_tokens, extra)
 
-    def quality(self, dense: Session, gated: Session) -> Quality:
+    def quality(self, dense: Session, gated: Session, extra: Mapping[str, Tensor]) -> Quality:
         """Perplexity and drift."""
-        return of_decoder(self._interface, dense, gated, self._held.windows, {})
+        return of_decoder(self._interface, dense, gated, self._held.windows, extra)
 
 
 class RandomReader:
@@ -115,7 +115,7 @@ class RandomReader:
         """None."""
         return None
 
-    def quality(self, dense: Session, gated: Session) -> Quality:
+    def quality(self, dense: Session, gated: Session, extra: Mapping[str, Tensor]) -> Quality:
         """The drift of the first output."""
         feeds = [draw(self._interface, {BATCH: 2, SEQUENCE: 64, PAST: 0}, seed) for seed in range(4)]
-        return of_values(self._interface.outputs[0], dense, gated, feeds, {})
+        return of_values(self._interface.outputs[0], dense, gated, feeds, extra)

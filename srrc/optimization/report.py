@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from srrc.optimization.checks import Parity
+from srrc.optimization.frontier import Frontier
 from srrc.optimization.quality import Quality
 
 SECONDS = Mapping[str, Mapping[str, float]]
@@ -37,18 +38,22 @@ class GateReport:
 class FileReport:
     """One file.
 
+    export_peak_bytes: of this process until the model was on the disk, its own weights included
+    bytes:    of the file and its weights
     parity:   of the file with open gates, with eager
     quality:  of the gated file, against the dense one; None without gates
     latency:  of both
     gates:    in the order of the thresholds
     left_out: pathway or gate -> why it has no gate
     budgets:  budget -> thresholds that give it
+    frontier: the file at each of its budgets, where that was asked for
     planned:  what the controller expects: share of the dense latency, and drift
     """
 
     name: str
     inputs: Mapping[str, Sequence[Any]]
     outputs: Sequence[str]
+    export_peak_bytes: int | None
     bytes: int
     parity: Parity
     quality: Quality | None
@@ -57,6 +62,7 @@ class FileReport:
     left_out: Mapping[str, str] = field(default_factory=dict)
     budgets: Mapping[float, Sequence[float]] = field(default_factory=dict)
     planned: Mapping[str, float] = field(default_factory=dict)
+    frontier: Frontier | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,6 @@ class Report:
     machine: Mapping[str, Any]
     files: Sequence[FileReport]
     seconds: Mapping[str, float]
-    peak_bytes: int
 
     def write(self, path: Path) -> None:
         """Write it as JSON."""
@@ -120,6 +125,7 @@ def _perplexity(report: FileReport) -> str:
 
 _FIGURES: Mapping[str, Callable[[FileReport], str]] = {
     "size, MB": lambda report: f"{report.bytes / 1e6:.0f}",
+    "peak of the export, MB": lambda report: f"{(report.export_peak_bytes or 0) / 1e6:.0f}",
     "gates": lambda report: str(len(report.gates)),
     "off eager, gates open": lambda report: f"{max(report.parity.worst.values(), default=0.0):.1e}",
     "prompts with eager's tokens, gates open": _tokens,

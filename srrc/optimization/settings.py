@@ -29,6 +29,7 @@ class Settings:
     heldout_tokens: tokens that drift and perplexity are measured on
     prefill, past: lengths at which latency is measured: of a first call, and of the cache when decoding
     rounds:     how often each call is timed
+    frontier:   measure the file at every budget that it serves, and plot it
     overwrite:  whether an output folder that exists may be replaced
     """
 
@@ -45,6 +46,7 @@ class Settings:
     prefill: int = 128
     past: int = 256
     rounds: int = 10
+    frontier: bool = False
     overwrite: bool = False
 
     def __post_init__(self) -> None:

@@ -35,15 +35,19 @@ def time_variants(variants: Mapping[str, Variant], feeds: Feeds, rounds: int) ->
     return found
 
 
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The median of the ratios of calls that were made in turn."""
+    return statistics.median(one / other for one, other in zip(ours, theirs, strict=True))
+
+
 def latencies(reader: Reader, dense: Session, gated: Session, rounds: int) -> dict[str, dict[str, float]]:
     """By phase: median seconds of a call of both files, and the median of their ratio, call by call."""
     found = {}
     for calls in reader.calls():
         count = max(rounds, len(calls.feeds))
         times = time_variants({"dense": (dense, {}), "gated": (gated, {})}, calls.feeds, count)
-        ratios = [ours / theirs for ours, theirs in zip(times["gated"], times["dense"], strict=True)]
         medians = {name: statistics.median(each) for name, each in times.items()}
-        found[calls.phase] = medians | {"ratio": statistics.median(ratios)}
+        found[calls.phase] = medians | {"ratio": ratios(times["gated"], times["dense"])}
     return found
 
 

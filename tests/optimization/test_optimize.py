@@ -75,7 +75,7 @@ def test_exact_by_default(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("paying")
 def test_a_budget_gates_and_one_file_serves_others(tmp_path: Path, letters: Any) -> None:
-    settings = dataclasses.replace(QUICK, budget=0.6)
+    settings = dataclasses.replace(QUICK, budget=0.6, frontier=True)
     report = srrc.optimize(llama(), tmp_path / "out", tokenizer=letters, settings=settings)
     (file,) = report.files
     assert 0.5 <= file.planned["latency"] <= 0.6, "a head's gate saves a tenth at once"
@@ -85,6 +85,11 @@ def test_a_budget_gates_and_one_file_serves_others(tmp_path: Path, letters: Any)
     assert file.quality.kl < 0.05
     assert file.budgets[1.0] == [-1.0] * len(file.gates)
     assert file.planned["latency"] - 0.01 <= min(file.budgets) <= 0.6
+    assert file.frontier is not None
+    assert [point.budget for point in file.frontier.budgets] == list(file.budgets)
+    drifts = [point.quality.kl for point in file.frontier.skipped]
+    assert drifts[0] < 1e-9 < drifts[1] <= drifts[-1]
+    assert (tmp_path / "out" / "model-frontier.png").stat().st_size > 10_000
     session = Session(tmp_path / "out" / "model.onnx")
     ids = torch.arange(4, 20)[None]
     feed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "position_ids": torch.arange(16)[None]}
@@ -111,7 +116,7 @@ def test_gates_that_do_not_pay_are_left_out_and_the_report_says_so(tmp_path: Pat
 
 @pytest.mark.usefixtures("paying")
 def test_too_much_drift_writes_nothing(tmp_path: Path, letters: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def drifting(self: Any, dense: Any, gated: Any) -> Quality:
+    def drifting(self: Any, dense: Any, gated: Any, extra: Any) -> Quality:
         return Quality(0.3, 0.0, 2.0, 1.0, 2.0, 10)
 
     monkeypatch.setattr("srrc.optimization.reader.TextReader.quality", drifting)
