@@ -38,6 +38,11 @@ def load(name: str, dtype: torch.dtype | None) -> tuple[nn.Module, Any]:
     return model.eval(), _reader(transformers, name) if _may_read(Path(name)) else None
 
 
+def tokenizer_in(folder: Path) -> Any:
+    """The tokenizer or processor that a directory holds, None for none."""
+    return _reader(import_transformers(), str(folder)) if _may_read(folder) else None
+
+
 def import_transformers() -> Any:
     """The module transformers. Raises ModelError where it is not installed."""
     try:

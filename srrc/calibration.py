@@ -5,21 +5,21 @@ interpreted over windows of text (see `srrc.relevance`). No parameter is changed
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from srrc import fingerprint
-from srrc.calibration_inputs import Effort, Inputs, digest, effort_of, own_inputs, text_inputs
+from srrc.calibration_inputs import QUICK, Effort, Inputs, digest, effort_of, own_inputs, text_inputs
 from srrc.control.controller import plan
 from srrc.errors import ModelError, OptionError
 from srrc.gate_vectors import gate_vectors
-from srrc.gated_model import GatedModel
+from srrc.gated_model import GatedGraph, GatedModel
 from srrc.profile import Joint, Profile
 from srrc.relevance import information
 from srrc.relevance.calibrate import measure_gates, run_dense, steps
@@ -109,7 +109,7 @@ class _Wanted:
 class _Calls(Sequence[Any]):
     """Calls of the model as arguments of its graph, made when they are asked for."""
 
-    def __init__(self, gated: GatedModel, calls: Sequence[Any]) -> None:
+    def __init__(self, gated: GatedGraph, calls: Sequence[Any]) -> None:
         self._gated, self._calls = gated, calls
 
     def __len__(self) -> int:
@@ -127,6 +127,39 @@ def _calibrate(
     model: nn.Module, inputs: Inputs, effort: Effort, wanted: _Wanted, bar: Bar, path: Path | None
 ) -> Profile:
     gated = GatedModel(model, inputs.curves[0])
+    return _measure(
+        gated, dict(model.named_parameters()), type(model).__name__, inputs, effort, wanted, bar, path
+    )
+
+
+def calibrate_graph(
+    gated: GatedGraph,
+    weights: Mapping[str, Tensor],
+    name: str,
+    inputs: Inputs,
+    *,
+    layers: bool,
+    coarse: int | None,
+) -> Profile:
+    """Measure the gates that an ONNX model can have in a graph that is captured already, quickly.
+
+    weights: by the names that gates' places are made of
+    """
+    wanted = _Wanted(channels=False, neurons=False, layers=layers, coarse=coarse)
+    with torch.no_grad(), _bar(show=False) as bar:
+        return _measure(gated, weights, name, inputs, QUICK, wanted, bar, None)
+
+
+def _measure(
+    gated: GatedGraph,
+    weights: Mapping[str, Tensor],
+    name: str,
+    inputs: Inputs,
+    effort: Effort,
+    wanted: _Wanted,
+    bar: Bar,
+    path: Path | None,
+) -> Profile:
     calls = _Calls(gated, inputs.curves)
     looked_at = [*inputs.curves, *inputs.more]
     vectors = gate_vectors(
@@ -140,9 +173,9 @@ def _calibrate(
     gated.insert(wanted.covers, vectors)
     replay = Replay(gated.gm, gated.gates)
     if not replay.places:
-        raise ModelError(f"{type(model).__name__} has no place where a gate can stand: nothing to calibrate")
+        raise ModelError(f"{name} has no place where a gate can stand: nothing to calibrate")
     settings = Settings(effort.measured, inputs.skip_first, gated.how)
-    samples = fingerprint.take(model.named_parameters())
+    samples = fingerprint.take(weights.items())
     texts = {
         "sha256": inputs.digest,
         "tokens": inputs.tokens,
@@ -157,7 +190,9 @@ def _calibrate(
         replay, calls, gated.output, settings, key=key, path=path, progress=lambda gate: bar(0, gate)
     )
     gates = {name: replace(gate, around=gated.around.get(name, "")) for name, gate in gates.items()}
-    profile = _without_useless_layers(Profile(gates, samples, _describe(model), texts, vectors=vectors))
+    profile = _without_useless_layers(
+        Profile(gates, samples, _describe(name, weights.values()), texts, vectors=vectors)
+    )
     return replace(profile, joint=_joint(profile, replay, _Calls(gated, inputs.joint), gated, settings, bar))
 
 
@@ -177,7 +212,7 @@ def _without_useless_layers(profile: Profile) -> Profile:
 
 
 def _joint(
-    profile: Profile, replay: Replay, calls: Sequence[Any], gated: GatedModel, settings: Settings, bar: Bar
+    profile: Profile, replay: Replay, calls: Sequence[Any], gated: GatedGraph, settings: Settings, bar: Bar
 ) -> tuple[Joint, ...]:
     """Drift of the controller's own plans on inputs that no curve was measured on."""
     plans = [plan(profile, max_drift=drift) for drift in JOINT_DRIFTS]
@@ -195,12 +230,12 @@ def _joint(
     return tuple(Joint(each.added, drift.mean, drift.error) for each, drift in zip(plans, found, strict=True))
 
 
-def _describe(model: nn.Module) -> dict[str, Any]:
-    parameters = list(model.parameters())
+def _describe(name: str, weights: Iterable[Tensor]) -> dict[str, Any]:
+    held = list(weights)
     return {
-        "class": type(model).__name__,
-        "parameters": sum(parameter.numel() for parameter in parameters),
-        "dtypes": sorted({str(parameter.dtype).removeprefix("torch.") for parameter in parameters}),
+        "class": name,
+        "parameters": sum(weight.numel() for weight in held),
+        "dtypes": sorted({str(weight.dtype).removeprefix("torch.") for weight in held}),
     }
 
 

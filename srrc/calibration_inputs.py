@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree
 
 from srrc.errors import OptionError
-from srrc.relevance.windows import cut
+from srrc.relevance.windows import Windows, cut
 
 _BATCH = 2
 """Windows worked on at once: enough to keep the processor busy, few enough to need little memory."""
@@ -69,6 +69,16 @@ def effort_of(quick: bool, windows: int | None, length: int | None) -> Effort:
     return effort
 
 
+def text_windows(tokenizer: Any, texts: str | Sequence[str] | None, effort: Effort) -> Windows:
+    """Windows of `texts`; without any, of topics of the Python reference. Raises ModelError for too little text."""
+    if texts is None:
+        from srrc.models_zoo.texts import split
+
+        texts = split("docs", "calibration")
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    return cut(tokenizer, texts, effort.windows, effort.length, _BATCH, effort.more)
+
+
 def text_inputs(
     model: nn.Module, tokenizer: Any, texts: str | Sequence[str] | None, effort: Effort
 ) -> Inputs:
@@ -77,12 +87,7 @@ def text_inputs(
         raise OptionError(
             "calibrate() needs a tokenizer and texts, or batches= for a model that reads no text"
         )
-    if texts is None:
-        from srrc.models_zoo.texts import split
-
-        texts = split("docs", "calibration")
-    texts = [texts] if isinstance(texts, str) else list(texts)
-    found = cut(tokenizer, texts, effort.windows, effort.length, _BATCH, effort.more)
+    found = text_windows(tokenizer, texts, effort)
     fixed = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
     def calls(windows: Sequence[Tensor]) -> list[Any]:

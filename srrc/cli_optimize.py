@@ -65,7 +65,10 @@ def optimize(
         **({} if levels is None else {"levels": _levels(levels)}),
     )
     check_target(target_of(out)[0], overwrite=overwrite)
-    loaded, second = load(model, "float32" if precision in BITS else precision)
+    if model.endswith(".onnx"):
+        loaded, second = _file(model)
+    else:
+        loaded, second = load(model, "float32" if precision in BITS else precision)
     report = _run(model, loaded, second, out, profile, settings)
     if as_json:
         typer.echo(json.dumps(dataclasses.asdict(report), default=str))
@@ -91,6 +94,16 @@ def _run(name: str, model: Any, second: Any, out: Path, profile: Path | None, se
             name=name,
             progress=lambda what: shown.update(f"{name}: {what}"),
         )
+
+
+def _file(name: str) -> tuple[Path, Any]:
+    """An ONNX file, and the tokenizer beside it, if there is one."""
+    from srrc.models_zoo import hugging_face
+
+    path = Path(name)
+    if not path.is_file():
+        raise OptionError(f"there is no file {name}")
+    return path, hugging_face.tokenizer_in(path.parent)
 
 
 def _given(text: str | None) -> Any:

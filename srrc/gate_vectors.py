@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from srrc.gated_model import GatedModel
+from srrc.gated_model import GatedGraph
 from srrc.passes.gating.residual import unfit
 from srrc.passes.gating.source import GateSource
 from srrc.pathways.base import Linear, Pathway
@@ -27,7 +27,7 @@ that 512 leave, for a twenty-fourth of the head's cost."""
 
 
 def gate_vectors(
-    gated: GatedModel,
+    gated: GatedGraph,
     calls: Sequence[Any],
     *,
     neurons: bool,
@@ -84,7 +84,7 @@ def _tail(add: Look, skip: int) -> Look:
     return lambda value: add(value[..., skip:, :] if value.dim() >= 3 and value.shape[-2] > skip else value)
 
 
-def _head(gated: GatedModel, pathway: Pathway, moments: Moments, coarse: int | None) -> dict[str, Tensor]:
+def _head(gated: GatedGraph, pathway: Pathway, moments: Moments, coarse: int | None) -> dict[str, Tensor]:
     site = pathway.site
     assert isinstance(site, Head)
     weight = gated.weights[site.linear.weight.name].detach()
@@ -98,7 +98,7 @@ def _head(gated: GatedModel, pathway: Pathway, moments: Moments, coarse: int | N
     return {f"vocab:{pathway.place}/{name}": vector for name, vector in found.items()}
 
 
-def _neuron(gated: GatedModel, pathway: Pathway, mean: _Mean) -> dict[str, Tensor]:
+def _neuron(gated: GatedGraph, pathway: Pathway, mean: _Mean) -> dict[str, Tensor]:
     site = pathway.site
     assert isinstance(site, Mlp)
     norm = GateSource(lambda gate: True, gated.weights).column_norm((site.down,))

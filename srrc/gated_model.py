@@ -27,32 +27,32 @@ from srrc.relevance.replay import GateLike
 Covers = Callable[[str], bool]
 
 
-class GatedModel:
-    """A model captured as one graph, and how to get the graph's arguments from the model's inputs.
+class GatedGraph:
+    """A captured graph, and the gates that calibration puts into it.
 
     base:     the normalised graph without gates; `pathways` in it
     gm:       the graph with gates, once `insert` was called; `gates` are those that are covered, `around` tells of
               those inside of a layer gate's branch which it is, by gate id
     weights:  placeholder name -> parameter
     how:      whether the output whose drift counts is logits or other values
-    Raises ModelError where Dynamo breaks the model into several graphs, or where the output is no output of
-    the graph.
     """
 
-    def __init__(self, model: nn.Module, example: Any) -> None:
+    def __init__(self) -> None:
         self.how: Measure = "logits"
         self.pathways: Sequence[Pathway] = ()
         self.weights: Mapping[str, Tensor] = {}
         self.gates: Sequence[GateLike] = ()
         self.around: Mapping[str, str] = {}
         self._captured: Capture | None = None
-        self._arguments: Sequence[Any] = ()
-        self._outputs: Sequence[Any] = ()
-        self._compiled = torch.compile(_fresh(model), backend=self._backend, fullgraph=True, dynamic=False)
-        wanted, self.how = _wanted(self._call(example))
-        self._index = _position(wanted, self._outputs)
-        # From here on a call only delivers arguments; what it returns has the right shapes and no memory.
-        self._outputs = list(map(_hollow, self._outputs))
+        self._index = 0
+
+    def capture(self, captured: Capture) -> None:
+        """Take a graph, and find its pathways."""
+        self._captured = captured
+        self.weights = captured.living_weights()
+        context = Context(fqns=dict(captured.fqns))
+        self.base = self._pass((Normalise(), FindPathways()), context)
+        self.pathways = context.pathways
 
     def insert(self, covers: Covers, vectors: Mapping[str, Tensor]) -> None:
         """Put a gate wherever one can stand and `covers(gate id)`, with `vectors` by "gate id/name"."""
@@ -68,17 +68,44 @@ class GatedModel:
         self.around = {inner: outer for inner, outer in around.items() if outer in held}
 
     def arguments(self, inputs: Any) -> Sequence[Any]:
+        """The graph's arguments for one call of the model."""
+        raise NotImplementedError
+
+    def output(self, outputs: Any) -> Tensor:
+        """The tensor [..., N] whose drift counts, out of what the graph gives."""
+        found: Tensor = outputs[self._index]
+        return found
+
+    def _pass(self, passes: Sequence[Pass], context: Context) -> fx.GraphModule:
+        assert self._captured is not None
+        gm = self._captured.gm
+        return run_passes(passes, fx.GraphModule(gm, copy_graph(gm.graph)), context)
+
+
+class GatedModel(GatedGraph):
+    """A model captured as one graph by Dynamo, and how to get the graph's arguments from the model's inputs.
+
+    Raises ModelError where Dynamo breaks the model into several graphs, or where the output is no output of
+    the graph.
+    """
+
+    def __init__(self, model: nn.Module, example: Any) -> None:
+        super().__init__()
+        self._arguments: Sequence[Any] = ()
+        self._outputs: Sequence[Any] = ()
+        self._compiled = torch.compile(_fresh(model), backend=self._backend, fullgraph=True, dynamic=False)
+        wanted, self.how = _wanted(self._call(example))
+        self._index = _position(wanted, self._outputs)
+        # From here on a call only delivers arguments; what it returns has the right shapes and no memory.
+        self._outputs = list(map(_hollow, self._outputs))
+
+    def arguments(self, inputs: Any) -> Sequence[Any]:
         """The graph's arguments for one call of the model.
 
         Raises ModelError for other shapes than the first call's.
         """
         self._call(inputs)
         return self._arguments
-
-    def output(self, outputs: Any) -> Tensor:
-        """The tensor [..., N] whose drift counts, out of what the graph gives."""
-        found: Tensor = outputs[self._index]
-        return found
 
     def _call(self, inputs: Any) -> Any:
         args, kwargs = as_call(inputs)
@@ -96,11 +123,7 @@ class GatedModel:
     def _backend(self, gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         if self._captured is not None:
             raise ModelError("cannot calibrate: all batches must have the same shapes and the same arguments")
-        self._captured = capture(gm, example_inputs)
-        self.weights = self._captured.living_weights()
-        context = Context(fqns=dict(self._captured.fqns))
-        self.base = self._pass((Normalise(), FindPathways()), context)
-        self.pathways = context.pathways
+        self.capture(capture(gm, example_inputs))
 
         def run(*args: Any) -> Any:
             self._arguments = args
@@ -109,11 +132,6 @@ class GatedModel:
             return self._outputs
 
         return run
-
-    def _pass(self, passes: Sequence[Pass], context: Context) -> fx.GraphModule:
-        assert self._captured is not None
-        gm = self._captured.gm
-        return run_passes(passes, fx.GraphModule(gm, copy_graph(gm.graph)), context)
 
 
 def _around(source: GateSource, context: Context) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """What stands beside a model's file for other programs: tokenizer, configuration, ONNX Runtime GenAI's."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,18 @@ def write_companions(model: Any, tokenizer: Any, interfaces: tuple[Interface, ..
     ):
         settings = genai_config(model, only)
         (folder / "genai_config.json").write_text(json.dumps(settings, indent=4) + "\n", encoding="utf-8")
+
+
+_COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model")
+"""What stands beside a file and goes along: tokenizer, configuration, templates, vocabularies."""
+
+
+def copy_companions(path: Path, folder: Path) -> None:
+    """Copy what stands beside an ONNX file; a report of ours is not."""
+    for pattern in _COMPANIONS:
+        for each in path.parent.glob(pattern):
+            if each.name != "srrc_report.json" and each.is_file():
+                shutil.copyfile(each, folder / each.name)
 
 
 def genai_config(model: Any, interface: Interface) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`srrc.optimize(model, path)`: capture, gate, export, plan, check, measure, and only then write."""
 
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -25,7 +26,8 @@ from srrc.bench.memory import peak, reset_peak
 from srrc.control.plan import Plan
 from srrc.errors import DriftError, OptionError
 from srrc.optimization.checks import Parity, check_file, compare_outputs
-from srrc.optimization.companions import write_companions
+from srrc.optimization.companions import copy_companions, write_companions
+from srrc.optimization.existing import Existing
 from srrc.optimization.folder import check_target, filled, target_of
 from srrc.optimization.frontier import measure_frontier, plot_frontier
 from srrc.optimization.guide import write_guide
@@ -50,7 +52,7 @@ class _Work:
     seconds: what each step took
     """
 
-    model: nn.Module
+    model: nn.Module | None
     tokenizer: Any
     profile: Profile | None
     settings: Settings
@@ -75,7 +77,7 @@ class _Timed:
 
 
 def optimize(
-    model: nn.Module,
+    model: nn.Module | str | Path,
     path: str | Path,
     *,
     tokenizer: Any = None,
@@ -87,6 +89,7 @@ def optimize(
 ) -> Report:
     """Write `model` as ONNX files whose irrelevant pathways are skipped by standard operators.
 
+    model:     a module, or the path of an ONNX file, whose own graph is gated then
     path:      the folder to make; one that ends in ".onnx" names the file in its folder
     tokenizer: goes along, and reads the held-out text that the result is judged on
     profile:   what each gate is worth; made here where a budget or a tolerated drift is given and this is not
@@ -101,25 +104,57 @@ def optimize(
     check_target(target, overwrite=settings.overwrite)
     if isinstance(profile, str | Path):
         profile = Profile.load(profile)
-    was_training = model.training
-    model.eval()
+    if isinstance(model, nn.Module):
+        was_training = model.training
+        model.eval()
     try:
         with (
             filled(target, overwrite=settings.overwrite) as out,
             tempfile.TemporaryDirectory(dir=out.parent) as room,
         ):
-            work = _Work(model, tokenizer, profile, settings, Path(room), progress)
-            files = _renamed(interfaces(model, inputs), stem)
-            if profile is None and not settings.exact:
-                work.profile = _calibrated(work, inputs)
-            reports = [_one_file(work, each, out) for each in files]
-            write_companions(model, tokenizer, files, out)
-            report = _report(name or type(model).__name__, work, reports)
+            module = model if isinstance(model, nn.Module) else None
+            work = _Work(module, tokenizer, profile, settings, Path(room), progress)
+            if module is None:
+                reports = _from_file(work, Path(str(model)), stem, out)
+            else:
+                reports = _from_module(work, module, inputs, stem, out)
+            report = _report(name or _name_of(model), work, reports)
             report.write(out / "srrc_report.json")
             write_guide(report, out / "README.md")
     finally:
-        model.train(was_training)
+        if isinstance(model, nn.Module):
+            model.train(was_training)
     return report
+
+
+def _from_module(
+    work: _Work, model: nn.Module, inputs: Mapping[str, Tensor] | None, stem: str | None, out: Path
+) -> list[FileReport]:
+    files = _renamed(interfaces(model, inputs), stem)
+    if work.profile is None and not work.settings.exact:
+        work.profile = _calibrated(work, model, inputs)
+    source = None if work.profile is None or work.settings.exact else _source(work.profile)
+    levels = work.settings.levels
+    reports = [_one_file(work, functools.partial(_lowered, each, source, levels), out) for each in files]
+    write_companions(model, work.tokenizer, files, out)
+    return reports
+
+
+def _lowered(interface: Interface, source: Any, levels: frozenset[str]) -> Marked:
+    return lower(prepare(interface, source, levels))
+
+
+def _from_file(work: _Work, path: Path, stem: str | None, out: Path) -> list[FileReport]:
+    with work.step("reading"):
+        existing = Existing(path)
+    existing.interface = replace(existing.interface, name=stem or existing.interface.name)
+    if work.profile is None and not work.settings.exact:
+        with work.step("calibrating"):
+            work.profile = existing.calibrate(work.tokenizer, work.settings)
+    profile = None if work.settings.exact else work.profile
+    report = _one_file(work, lambda: existing.mark(profile, work.settings), out)
+    copy_companions(path, out)
+    return [report]
 
 
 def _renamed(files: tuple[Interface, ...], stem: str | None) -> tuple[Interface, ...]:
@@ -132,15 +167,15 @@ def _renamed(files: tuple[Interface, ...], stem: str | None) -> tuple[Interface,
     return (replace(files[0], name=stem),)
 
 
-def _calibrated(work: _Work, inputs: Mapping[str, Tensor] | None) -> Profile:
+def _calibrated(work: _Work, model: nn.Module, inputs: Mapping[str, Tensor] | None) -> Profile:
     """A quick profile of the gates that an ONNX model can have."""
     from srrc.calibration import calibrate
 
     coarse = work.settings.coarse
-    batches = None if callable(work.tokenizer) and inputs is None else random_calls(work.model, inputs)
+    batches = None if callable(work.tokenizer) and inputs is None else random_calls(model, inputs)
     with work.step("calibrating"):
         return calibrate(
-            work.model,
+            model,
             work.tokenizer,
             batches=batches,
             quick=True,
@@ -165,16 +200,15 @@ def _source(profile: Profile) -> Callable[[Traced], GateSource]:
     return make
 
 
-def _one_file(work: _Work, interface: Interface, out: Path) -> FileReport:
+def _one_file(work: _Work, make: Callable[[], Marked], out: Path) -> FileReport:
     """Write one file into `out`, and say how it does."""
     settings, profile = work.settings, work.profile
     reset_peak()
     with work.step("exporting"):
-        source = None if profile is None or settings.exact else _source(profile)
-        marked = lower(prepare(interface, source, settings.levels))
+        marked = make()
+        interface = marked.interface
         exact_path = _put(marked, {}, work.folder / f"{interface.name}-dense")
     export_peak = peak()
-    interface = marked.interface
     reader = reader_of(work.model, work.tokenizer, interface, settings)
     exact = Session(exact_path, settings.threads)
     dense = _quantised(work, marked, {}, "quantised") or exact
@@ -284,6 +318,10 @@ def _refuse_drift(quality: Quality, max_drift: float | None) -> None:
             f"the gated model drifts {quality.kl:.4f} nats a token on held-out text, more than the {max_drift:g} that "
             "were allowed; nothing was written. Calibrate longer, or allow more"
         )
+
+
+def _name_of(model: nn.Module | str | Path) -> str:
+    return type(model).__name__ if isinstance(model, nn.Module) else Path(str(model)).name
 
 
 def _report(name: str, work: _Work, files: list[FileReport]) -> Report:

@@ -41,12 +41,13 @@ class Reader(Protocol):
         ...
 
 
-def reader_of(model: nn.Module, tokenizer: Any, interface: Interface, settings: Settings) -> Reader:
+def reader_of(model: nn.Module | None, tokenizer: Any, interface: Interface, settings: Settings) -> Reader:
     """A decoder reads text; everything else random inputs."""
     known: Any = model
+    module: Any = interface.module
     if "past_key_values.0.key" not in interface.example:
         return RandomReader(interface, settings)
-    vocabulary = int(known.config.get_text_config().vocab_size)
+    vocabulary = int(module.vocabulary if known is None else known.config.get_text_config().vocab_size)
     held = heldout(tokenizer, vocabulary, settings.heldout_tokens, settings.prompts)
     return TextReader(interface, settings, held)
 

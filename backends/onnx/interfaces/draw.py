@@ -65,6 +65,9 @@ def _draw(
 
 def _vocabulary(module: nn.Module) -> int:
     """Size of the table that tokens are looked up in: the model's own word for it, or else its first one."""
+    known = getattr(module, "vocabulary", None)  # of a file
+    if isinstance(known, int):
+        return known
     model: Any = getattr(module, "model", module)
     ask = getattr(model, "get_input_embeddings", None)
     try:

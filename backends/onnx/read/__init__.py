@@ -1,3 +1,1 @@
-"""Reads an ONNX model back as an FX graph, so that pathways are found in it, and gates calibrated on it, by the same rules
-as in any other: the mirror.
-"""
+"""Reads an ONNX model as an FX graph: its pathways are found, and its gates calibrated, by the same rules as others."""

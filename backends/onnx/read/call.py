@@ -22,6 +22,7 @@ class OnnxCall:
         self.__qualname__ = node.op_type
 
     def __call__(self, *inputs: Tensor | None) -> Tensor | tuple[Tensor, ...]:
+        """The output; a tuple of several."""
         found = self.run(inputs)
         return found[0] if len(found) == 1 else tuple(found)
 
@@ -30,7 +31,9 @@ class OnnxCall:
         key = tuple(None if each is None else (str(each.dtype), each.dim()) for each in inputs)
         if key not in self._sessions:
             self._sessions[key] = self._session(inputs)
-        given = {f"i{at}": each.detach().contiguous().numpy() for at, each in enumerate(inputs) if each is not None}
+        given = {
+            f"i{at}": each.detach().contiguous().numpy() for at, each in enumerate(inputs) if each is not None
+        }
         found = self._sessions[key].run(None, given)  # type: ignore[attr-defined]
         return [torch.from_numpy(np.array(each)) for each in found]
 
@@ -54,10 +57,14 @@ class OnnxCall:
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         try:
-            return runtime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+            return runtime.InferenceSession(
+                proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # its exceptions share no base but Exception
             first = str(error).strip().splitlines()[0]
-            raise ModelError(f"cannot read the model: {self._node.op_type} {self._node.name}: {first}") from error
+            raise ModelError(
+                f"cannot read the model: {self._node.op_type} {self._node.name}: {first}"
+            ) from error
 
 
 def _value(name: str, tensor: Tensor) -> ir.Value:

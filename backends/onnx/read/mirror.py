@@ -1,7 +1,7 @@
 """An ONNX graph as an FX graph of the same values, node by node, at one size of its inputs.
 
-Operators that finders look for are spelled as torch spells them (`spell.py`); every other one is a call into ONNX Runtime,
-so that no operator is missing. What depends on nothing but sizes and constants is computed once.
+Operators that finders look for are spelled as torch spells them (`spell.py`); every other one is a call into ONNX
+Runtime, so that no operator is missing. What depends on nothing but sizes and constants is computed once.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +17,9 @@ from srrc.backends.onnx.read.call import OnnxCall
 from srrc.backends.onnx.read.spell import SPELLINGS
 from srrc.errors import ModelError
 
+VALUE = "onnx_value"
+"""Key of a node's meta: the ONNX value that it computes."""
+
 
 @dataclass(eq=False)
 class Mirror:
@@ -26,14 +29,13 @@ class Mirror:
     inputs:  names of the inputs, in order
     weights: placeholder name -> the initializer's values
     fqns:    placeholder name -> the initializer's name
-    values:  node of `gm` -> the ONNX value that it computes
+    Nodes that compute a value of the model hold it in their meta, under `VALUE`.
     """
 
     gm: fx.GraphModule
     inputs: list[str]
     weights: dict[str, Tensor]
     fqns: dict[str, str]
-    values: dict[fx.Node, ir.Value]
     fake_mode: FakeTensorMode
 
 
@@ -77,14 +79,23 @@ class _Builder:
     def note(self, value: ir.Value, node: fx.Node, tensor: Tensor) -> None:
         """`node` computes `value`, which is `tensor` for the example."""
         node.meta["example_value"] = self.fake_mode.from_tensor(tensor, static_shapes=True)
+        node.meta[VALUE] = value
         self.nodes[value], self.computed[value], self.held[node] = node, tensor, tensor
 
     def add(self, node: ir.Node) -> None:
         """The node's outputs: as numbers where they can be known, else as torch or ONNX Runtime computes them."""
-        if any(each.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS} for each in node.attributes.values()):
-            raise ModelError(f"cannot read the model: it has control flow already ({node.op_type} {node.name})")
+        if any(
+            each.type in {ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS}
+            for each in node.attributes.values()
+        ):
+            raise ModelError(
+                f"cannot read the model: it has control flow already ({node.op_type} {node.name})"
+            )
         call = OnnxCall(node)
-        if all(value is None or self.number(value) is not None for value in node.inputs) or node.op_type == "Shape":
+        if (
+            all(value is None or self.number(value) is not None for value in node.inputs)
+            or node.op_type == "Shape"
+        ):
             held = [None if value is None else self.tensor(value) for value in node.inputs]
             for value, tensor in zip(node.outputs, call.run(held), strict=True):
                 self.known[value] = self.computed[value] = tensor
@@ -101,7 +112,10 @@ class _Builder:
     ) -> None:
         given, named = fx.map_arg((args, kwargs), self.held.__getitem__)
         if isinstance(target, str):
-            made, result = self.graph.call_method(target, args, kwargs), getattr(given[0], target)(*given[1:], **named)
+            made, result = (
+                self.graph.call_method(target, args, kwargs),
+                getattr(given[0], target)(*given[1:], **named),
+            )
         else:
             made, result = self.graph.call_function(target, args, kwargs), target(*given, **named)
         self.note(value, made, result)
@@ -122,7 +136,9 @@ class _Builder:
         if len(node.outputs) == 1:
             self.note(node.outputs[0], made, results[0])
             return
-        made.meta["example_value"] = tuple(self.fake_mode.from_tensor(each, static_shapes=True) for each in results)
+        made.meta["example_value"] = tuple(
+            self.fake_mode.from_tensor(each, static_shapes=True) for each in results
+        )
         for at, (value, tensor) in enumerate(zip(node.outputs, results, strict=True)):
             self.note(value, self.graph.call_function(_item, (made, at)), tensor)
 
@@ -175,9 +191,7 @@ class _Builder:
             if not node.users and node.op.startswith("call"):
                 self.graph.erase_node(node)
         gm = fx.GraphModule(torch.nn.Module(), self.graph)
-        alive = set(self.graph.nodes)
-        values = {node: value for value, node in self.nodes.items() if node in alive}
-        return Mirror(gm, self.inputs, self.weights, self.fqns, values, self.fake_mode)
+        return Mirror(gm, self.inputs, self.weights, self.fqns, self.fake_mode)
 
 
 def _item(values: Any, at: int) -> Any:

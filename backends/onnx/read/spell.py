@@ -1,4 +1,4 @@
-"""How torch spells the ONNX operators that finders look for. Each spelling gives (function, arguments, keywords) or None.
+"""How torch spells the ONNX operators that finders look for: (function, arguments, keywords), or None.
 
 None where an operator is used in a way that has no such spelling: ONNX Runtime computes it then.
 """
