@@ -89,7 +89,7 @@ def _coarse_product(
     x = node.inputs[0]
     if held is None or x is None or len(held.shape) != 2 or node.attributes.get_int("transA", 0) == 1:
         return None
-    weight = torch.from_numpy(held.numpy())
+    weight = torch.from_numpy(held.numpy().copy())
     weight = weight if node.attributes.get_int("transB", 0) == 1 else weight.t()
     name = node.inputs[1].name
     product = _bits(model, copies.get(x, x), weight, f"{name}/coarse", bits)

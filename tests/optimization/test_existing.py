@@ -1,0 +1,164 @@
+"""`srrc.optimize` of an existing ONNX file: read, calibrated by running it, gated in place."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from onnx import TensorProto, helper
+from typer.testing import CliRunner
+
+import srrc
+from srrc import cli
+from srrc.backends.onnx.gates import THRESHOLDS
+from srrc.backends.onnx.read.mirror import mirror
+from srrc.backends.onnx.session import Session
+from srrc.errors import ModelError
+from srrc.models_zoo import families
+from srrc.optimization import optimize as door
+from srrc.optimization.plan import Saving
+from srrc.optimization.settings import Settings
+from srrc.passes.context import Context
+from srrc.passes.find_pathways import FindPathways
+from srrc.passes.normalise import Normalise
+
+QUICK = Settings(prompts=2, new_tokens=4, heldout_tokens=256, rounds=2, prefill=16, past=8)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """`written(family)` -> the path of its tiny model as ONNX, without gates."""
+    made: dict[str, Path] = {}
+
+    def get(family: str) -> Path:
+        if family not in made:
+            torch._dynamo.reset()
+            made[family] = tmp_path_factory.mktemp(family) / "out"
+            srrc.optimize(families.tiny(family).model, made[family], settings=QUICK)
+        return made[family] / "model.onnx"
+
+    return get
+
+
+@pytest.fixture
+def paying(monkeypatch: pytest.MonkeyPatch) -> None:
+    def savings(
+        dense: Any, gated: Any, feeds: Any, gates: Any, *rest: Any
+    ) -> tuple[float, dict[str, Saving]]:
+        return 1.0, {gate: Saving(0.1, 0.001) for gate in gates}
+
+    monkeypatch.setattr(door, "measure_savings", savings)
+
+
+def feed_of(model: ir.Model, batch: int, length: int) -> dict[str, torch.Tensor]:
+    feed: dict[str, torch.Tensor] = {}
+    for value in model.graph.inputs:
+        assert value.shape is not None
+        if str(value.name).startswith("past"):
+            feed[str(value.name)] = torch.zeros(batch, int(value.shape[1]), 0, int(value.shape[3]))
+        elif value.name == "position_ids":
+            feed["position_ids"] = torch.arange(length).expand(batch, length).contiguous()
+        elif value.name == "token_type_ids":
+            feed["token_type_ids"] = torch.zeros(batch, length, dtype=torch.int64)
+        else:
+            drawn = torch.randint(4, 200, (batch, length), generator=torch.Generator().manual_seed(1))
+            feed[str(value.name)] = torch.ones_like(drawn) if value.name == "attention_mask" else drawn
+    return feed
+
+
+@pytest.mark.parametrize(
+    ("family", "found"),
+    [
+        ("llama", {"residual": 4, "neuron": 2, "channel": 9, "vocab": 1, "attention": 2}),
+        ("gpt2", {"residual": 4, "channel": 9, "vocab": 1, "attention": 2}),
+        ("bert", {"residual": 4, "channel": 9, "attention": 2}),
+    ],
+)
+def test_a_mirror_computes_the_file_and_has_its_pathways(
+    family: str, found: dict[str, int], written: Any
+) -> None:
+    model = ir.load(written(family))
+    feed = feed_of(model, 2, 9)
+    read = mirror(model, feed)
+    held = [
+        node.name for node in read.gm.graph.nodes if node.op == "placeholder" and node.name in read.weights
+    ]
+    with torch.no_grad():
+        outputs = torch.fx.Interpreter(read.gm).run(
+            *(feed[name] for name in read.inputs), *(read.weights[name] for name in held)
+        )
+    for value, expected in zip(outputs, Session(written(family)).run(feed).values(), strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-5)
+    context = Context(fqns=dict(read.fqns))
+    FindPathways()(Normalise()(read.gm, context), context)
+    counted = {kind: sum(each.kind == kind for each in context.pathways) for kind in found}
+    assert counted == found
+
+
+@pytest.mark.usefixtures("paying")
+@pytest.mark.parametrize("coarse", [8, None])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_it_is_gated_in_place(
+    family: str, coarse: int | None, written: Any, tmp_path: Path, letters: Any
+) -> None:
+    settings = dataclasses.replace(QUICK, budget=0.5, coarse=coarse)
+    report = srrc.optimize(written(family), tmp_path / "out", tokenizer=letters, settings=settings)
+    (file,) = report.files
+    assert len(file.gates) >= 4
+    assert file.quality is not None
+    assert 0 < file.quality.kl < 0.5
+    path = tmp_path / "out" / "model.onnx"
+    gated, dense = Session(path), Session(written(family))
+    feed = feed_of(ir.load(written(family)), 2, 9)
+    opened = gated.run({**feed, THRESHOLDS: torch.full((len(file.gates),), -1.0)})
+    closed = gated.run({**feed, THRESHOLDS: torch.full((len(file.gates),), 1e30)})
+    for name, value in dense.run(feed).items():
+        torch.testing.assert_close(opened[name], value, rtol=1e-4, atol=1e-5)
+    first = next(iter(closed))
+    assert (closed[first] - opened[first]).abs().max() > 1e-6
+    assert "If" in {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
+    assert (tmp_path / "out" / "config.json").is_file()
+
+
+def test_a_file_that_has_gates_already_is_refused(
+    written: Any, tmp_path: Path, paying: None, letters: Any
+) -> None:
+    settings = dataclasses.replace(QUICK, budget=0.5)
+    srrc.optimize(written("llama"), tmp_path / "once", tokenizer=letters, settings=settings)
+    with pytest.raises(ModelError, match="has gates already"):
+        srrc.optimize(tmp_path / "once" / "model.onnx", tmp_path / "twice", settings=settings)
+
+
+def test_a_file_that_is_no_onnx_is_one_line_and_exit_2(tmp_path: Path) -> None:
+    (tmp_path / "broken.onnx").write_bytes(b"this is no model" * 40)
+    for name, complaint in (("broken.onnx", "is no ONNX model"), ("missing.onnx", "there is no file")):
+        result = CliRunner().invoke(cli.app, ["optimize", str(tmp_path / name), "-o", str(tmp_path / "out")])
+        assert result.exit_code == 2, result.output
+        assert complaint in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_control_flow_is_not_looked_into(tmp_path: Path) -> None:
+    def branch(name: str, op: str) -> onnx.GraphProto:
+        out = helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n"])
+        return helper.make_graph([helper.make_node(op, ["x"], [name])], name, [], [out])
+
+    node = helper.make_node(
+        "If", ["c"], ["y"], then_branch=branch("a", "Neg"), else_branch=branch("b", "Abs")
+    )
+    inputs = [
+        helper.make_tensor_value_info("c", TensorProto.BOOL, []),
+        helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
+    ]
+    graph = helper.make_graph(
+        [node], "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n"])]
+    )
+    model = ir.from_proto(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    )
+    with pytest.raises(ModelError, match="control flow already"):
+        mirror(model, {"c": torch.tensor(True), "x": torch.ones(3)})
