@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from torch import fx
 
 from srrc.passes.context import Context
+from srrc.pathways import attention
 from srrc.pathways.attention import Attention
+from srrc.pathways.base import Pathway
+from srrc.pathways.graph_view import GraphView
 from srrc.pathways.patterns import is_call
 
 
@@ -17,7 +20,8 @@ class ShareHeads:
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
         """Edit `gm` in place; what is not read any more goes."""
-        for site in (pathway.site for pathway in context.pathways):
+        view = GraphView(gm.graph, context.fqns)  # gates have put copies of some calls into the graph
+        for site in [each.site for each in attention.find(view) if isinstance(each, Pathway)]:
             if not isinstance(site, Attention) or site.groups == 1 or not is_call(site.node, "sdpa"):
                 continue
             names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")

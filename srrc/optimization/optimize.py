@@ -37,6 +37,7 @@ from srrc.optimization.reader import Reader, reader_of
 from srrc.optimization.report import FileReport, GateReport, Report
 from srrc.optimization.settings import Settings
 from srrc.optimization.timing import latencies, measure_savings
+from srrc.passes.gating.residual import COARSE
 from srrc.passes.gating.source import GateSource
 from srrc.profile import Profile
 
@@ -292,20 +293,29 @@ def _plan(
     if not gates or work.profile is None:
         return GatePlan(Plan(), {}, {}), {}, 0.0
     settings = work.settings
-    opened = dict.fromkeys(gates, -1.0)
-    every = _quantised(work, marked, opened, "every")
-    if every is None:
-        every = Session(
-            _put(marked, opened, work.folder / f"{marked.interface.name}-every"), settings.threads
-        )
-    with work.step("timing gates"):
-        groups = {
-            gate: (gate.rsplit("/", 1)[-1] if "/" in gate else "", *_cost(marked, gate)) for gate in gates
-        }
-        seconds, savings = measure_savings(
-            dense, every, reader.calls()[-1].feeds, gates, groups, settings.rounds
-        )
+    savings: dict[str, Saving] = {}
+    seconds = 0.0
+    for members in _apart(gates):
+        opened = dict.fromkeys(members, -1.0)
+        every = _quantised(work, marked, opened, "every")
+        if every is None:
+            every = Session(
+                _put(marked, opened, work.folder / f"{marked.interface.name}-every"), settings.threads
+            )
+        with work.step("timing gates"):
+            groups = {gate: (gate.endswith(COARSE), *_cost(marked, gate)) for gate in members}
+            feeds = reader.calls()[-1].feeds
+            seconds, found = measure_savings(dense, every, feeds, members, groups, settings.rounds)
+        savings |= found
+    savings = {gate: savings[gate] for gate in gates}
     return make_plan(work.profile, savings, seconds, settings.budget, settings.max_drift), savings, seconds
+
+
+def _apart(gates: list[str]) -> list[list[str]]:
+    """Gates that may stand in one file without one inside of another: those that leave branches out, and the others."""
+    out = [gate for gate in gates if gate.startswith("residual:") and not gate.endswith(COARSE)]
+    others = [gate for gate in gates if gate not in out]
+    return [members for members in (out, others) if members]
 
 
 def _cost(marked: Marked, gate: str) -> tuple[float, float]:

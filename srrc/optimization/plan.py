@@ -51,11 +51,33 @@ def make_plan(
     paying = {gate: each for gate, each in savings.items() if each.saved > each.overhead}
     left_out = dict.fromkeys(savings.keys() - paying.keys(), "measured slower in ONNX Runtime")
     profile = _to_the_end(profile)
-    phase = PhaseCost(0.0, dense, {gate: _cost(profile.gates[gate], each) for gate, each in paying.items()})
-    plan = controller.plan(profile, budget=budget, max_drift=max_drift, phases={"decode": phase})
+    while True:
+        phase = PhaseCost(
+            0.0, dense, {gate: _cost(profile.gates[gate], each) for gate, each in paying.items()}
+        )
+        plan = controller.plan(profile, budget=budget, max_drift=max_drift, phases={"decode": phase})
+        second = _second_gates(plan, paying)
+        if not second:
+            break
+        paying = {gate: each for gate, each in paying.items() if gate not in second}
+        left_out |= dict.fromkeys(second, "its branch has the other gate: one inside of another is slow")
     records = plan.thresholds["decode"]
     left_out |= dict.fromkeys(paying.keys() - records.keys(), "the budget is reached without it")
     return GatePlan(plan, {gate: records[gate][0] for gate in savings if gate in records}, left_out)
+
+
+def _second_gates(plan: Plan, savings: Mapping[str, Saving]) -> set[str]:
+    """Of branches that the plan puts both gates on, the gate that saves less.
+
+    One would stand inside of the other, and in an `If` inside of an `If` ONNX Runtime packs no weights.
+    """
+    found = set()
+    for coarse in (gate for gate in plan.fractions if gate.startswith("residual:") and gate.endswith(COARSE)):
+        outer = coarse.removesuffix(COARSE)
+        if outer in plan.fractions:
+            pair = sorted((coarse, outer), key=lambda gate: plan.fractions[gate] * savings[gate].saved)
+            found.add(pair[0])
+    return found
 
 
 def other_budgets(

@@ -66,7 +66,11 @@ class Exported:
 
 def _source(traced: Traced, which: str) -> GateSource:
     """Probes at random, so that about half of the tokens are kept at a threshold of 1."""
-    coarse, context = which == "coarse", Context(fqns=dict(traced.fqns))
+    context = Context(fqns=dict(traced.fqns))
+    covers = {
+        "out": lambda gate: gate.startswith(("residual", "vocab")) and not gate.endswith("/coarse"),
+        "coarse": lambda gate: gate.startswith(("residual", "vocab")) and gate.endswith("/coarse"),
+    }
     FindPathways()(Normalise()(fx.GraphModule(traced.gm, copy_graph(traced.gm.graph)), context), context)
     generator = torch.Generator().manual_seed(0)
     vectors: dict[str, Tensor] = {}
@@ -80,7 +84,7 @@ def _source(traced: Traced, which: str) -> GateSource:
                     f"residual:{pathway.place}/bits": torch.tensor(8),
                 }
     return GateSource(
-        covers=lambda gate: gate.startswith(("residual", "vocab")) and gate.endswith("/coarse") == coarse,
+        covers=covers[which],
         weights=traced.weights,
         vectors=vectors,
         many_rows=True,
