@@ -18,7 +18,7 @@ from srrc.backends.onnx.read.mirror import mirror
 from srrc.backends.onnx.session import Session
 from srrc.errors import ModelError
 from srrc.models_zoo import families
-from srrc.optimization import optimize as door
+from srrc.optimization import one_file
 from srrc.optimization.plan import Saving
 from srrc.optimization.settings import Settings
 from srrc.passes.context import Context
@@ -50,7 +50,7 @@ def paying(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> tuple[float, dict[str, Saving]]:
         return 1.0, {gate: Saving(0.1, 0.001) for gate in gates}
 
-    monkeypatch.setattr(door, "measure_savings", savings)
+    monkeypatch.setattr(one_file, "measure_savings", savings)
 
 
 def feed_of(model: ir.Model, batch: int, length: int) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from srrc.backends.onnx.gates import THRESHOLDS
 from srrc.backends.onnx.session import Session
 from srrc.errors import DriftError, ModelError, OptionError, ProfileError
 from srrc.models_zoo import families
+from srrc.optimization import one_file
 from srrc.optimization import optimize as door
 from srrc.optimization.plan import Saving
 from srrc.optimization.quality import Quality
@@ -34,7 +35,7 @@ def paying(monkeypatch: pytest.MonkeyPatch) -> None:
     ) -> tuple[float, dict[str, Saving]]:
         return 1.0, {gate: Saving(0.1, 0.001) for gate in gates}
 
-    monkeypatch.setattr(door, "measure_savings", savings)
+    monkeypatch.setattr(one_file, "measure_savings", savings)
 
 
 @pytest.fixture(autouse=True)

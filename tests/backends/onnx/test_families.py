@@ -12,24 +12,22 @@ from srrc.backends.onnx.session import Session
 from srrc.models_zoo import families
 from srrc.optimization.checks import check_file, compare_outputs, eager
 
-NAMES = families.names()
+QUICK = {"llama", "gemma2", "gpt2", "falcon", "mixtral", "bert", "t5", "vit", "resnet", "mamba"}
+"""One of each kind, tested every time. The others share their parts with these: `make test-all` has them, too."""
+
+
+def marked(names: list[str]) -> list[Any]:
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 UNGATED = {"resnet"}
 """A branch of convolutions has no rows that are tokens."""
-GATED = [name for name in NAMES if name not in UNGATED | {"mamba"}]
+NAMES = marked(families.names())
+GATED = marked([name for name in families.names() if name not in UNGATED | {"mamba"}])
 """A state space's scan is not looked into: it has a gate on its head alone."""
-DECODERS = [
-    "llama",
-    "mistral",
-    "qwen2",
-    "qwen3",
-    "gemma2",
-    "gemma3",
-    "phi3",
-    "gpt2",
-    "gpt-neox",
-    "opt",
-    "falcon",
-]
+DECODERS = marked(
+    ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "gpt2", "gpt-neox", "opt", "falcon"]
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,0 +1,94 @@
+"""The plan of a file: gates that pay, one a branch, thresholds for other budgets."""
+
+import pytest
+import torch
+
+from srrc.optimization.plan import Saving, make_plan, other_budgets
+from srrc.profile import GateCost, GateProfile, Profile
+
+
+def gate(name: str, drift: float) -> GateProfile:
+    fractions = torch.tensor([0.0, 0.5, 0.95])
+    return GateProfile(
+        name,
+        quantiles=torch.linspace(0, 1, 21),
+        fractions=fractions,
+        drift=fractions * drift,
+        error=torch.zeros(3),
+        kept_low=torch.zeros(3),
+        cost=GateCost(1, 1.0, 1.0),
+    )
+
+
+def profile(**drifts: float) -> Profile:
+    gates = {name: gate(name, drift) for name, drift in drifts.items()}
+    return Profile(gates, ())
+
+
+def test_a_gate_that_costs_what_it_saves_is_left_out() -> None:
+    made = make_plan(
+        profile(**{"residual:a": 0.1, "residual:b": 0.1}),
+        {"residual:a": Saving(0.3, 0.01), "residual:b": Saving(0.01, 0.02)},
+        dense=1.0,
+        budget=0.8,
+        max_drift=None,
+    )
+    assert list(made.thresholds) == ["residual:a"]
+    assert made.left_out == {"residual:b": "measured slower in ONNX Runtime"}
+    assert made.plan.spent == pytest.approx(0.8)
+    assert made.plan.fractions["residual:a"] == pytest.approx(0.21 / 0.3, abs=1e-5)
+
+
+def test_a_branch_has_one_gate_the_one_that_saves_more() -> None:
+    made = make_plan(
+        profile(**{"residual:a": 0.05, "residual:a/coarse": 0.01}),
+        {"residual:a": Saving(0.3, 0.001), "residual:a/coarse": Saving(0.2, 0.001)},
+        dense=1.0,
+        budget=0.65,
+        max_drift=None,
+    )
+    assert len(made.thresholds) == 1
+    (left,) = made.left_out
+    assert "the other gate" in made.left_out[left]
+
+
+def test_coarse_weights_may_stand_in_for_all_that_was_calibrated() -> None:
+    made = make_plan(
+        profile(**{"residual:a/coarse": 0.001}),
+        {"residual:a/coarse": Saving(0.5, 0.0)},
+        dense=1.0,
+        budget=0.4,
+        max_drift=None,
+    )
+    assert made.plan.fractions == {"residual:a/coarse": 1.0}
+    assert made.thresholds["residual:a/coarse"] == pytest.approx(1.0), (
+        "above every score that was seen runs in full"
+    )
+
+
+def test_a_head_saves_by_being_closed() -> None:
+    made = make_plan(
+        profile(**{"vocab:h": 0.001}), {"vocab:h": Saving(0.2, 0.01)}, 1.0, budget=0.9, max_drift=None
+    )
+    assert made.thresholds["vocab:h"] >= 0
+    assert made.plan.spent == pytest.approx(0.81)
+
+
+def test_other_budgets_end_where_the_file_does_and_open_everything_at_one() -> None:
+    held = profile(**{"residual:a": 0.1, "residual:b": 0.3})
+    savings = {name: Saving(0.2, 0.0) for name in held.gates}
+    made = make_plan(held, savings, 1.0, budget=0.75, max_drift=None)
+    found = other_budgets(held, savings, 1.0, made, None)
+    assert list(found) == [1.0, 0.95, 0.9, 0.85, 0.8, 0.75]
+    assert found[1.0] == [-1.0, -1.0]
+    first = [limits[0] for limits in found.values()]
+    assert first == sorted(first)
+    assert made.plan.spent == pytest.approx(0.75)
+
+
+def test_drift_wins_over_the_budget() -> None:
+    made = make_plan(
+        profile(**{"residual:a": 0.1}), {"residual:a": Saving(0.5, 0.0)}, 1.0, budget=0.6, max_drift=0.02
+    )
+    assert made.plan.drift <= 0.02 + 1e-6
+    assert made.plan.spent > 0.6
