@@ -1,10 +1,13 @@
 """Reads what Dynamo says of a graph: which inputs are parameters, and what they are called in the model."""
 
 import re
-from collections.abc import Sequence
+import types
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import fx
+from torch._subclasses import FakeTensor, FakeTensorMode
 
 _KEY = re.compile(r"(?:_modules|_parameters|_buffers)\['([^']+)'\]")
 
@@ -51,6 +54,24 @@ def needs_gradients(example_inputs: Sequence[object]) -> bool:
     return torch.is_grad_enabled() and any(
         isinstance(example, torch.Tensor) and example.requires_grad for example in example_inputs
     )
+
+
+def fake_mode_of(gm: fx.GraphModule) -> FakeTensorMode:
+    """The mode that the graph's values were traced under (the tracing context already holds another by now)."""
+    for node in gm.graph.nodes:
+        value = node.meta.get("example_value")
+        if isinstance(value, FakeTensor):
+            return value.fake_mode
+    return FakeTensorMode()
+
+
+def fresh(model: torch.nn.Module) -> Callable[..., Any]:
+    """A function that calls the model, with a code object of its own: what Dynamo caches on it goes with it."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return model(*args, **kwargs)
+
+    return types.FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
 
 
 def _path(node: fx.Node) -> str:

@@ -11,7 +11,7 @@ import sympy
 import torch
 from torch import fx
 from torch._dynamo.convert_frame import compile_lock
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensorMode
 
 from srrc.backends.cpu.build import ensure_built
 from srrc.backends.cpu.lower import LowerDense
@@ -20,7 +20,7 @@ from srrc.dump import stage_writer, write_result
 from srrc.errors import OptionError, SrrError
 from srrc.gated_calls import Values, branch_calls, gated_calls
 from srrc.passes.base import Pass
-from srrc.passes.capture import parameter_names, placeholders
+from srrc.passes.capture import fake_mode_of, parameter_names, placeholders
 from srrc.passes.context import Context
 from srrc.passes.copy_graph import copy_graph
 from srrc.passes.cuts import region_cuts
@@ -83,7 +83,7 @@ def capture(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Capture:
         value = node.meta.get("example_value")
         if isinstance(value, torch.SymInt) and isinstance(value.node.expr, sympy.Symbol):
             symbols.setdefault(value.node.expr, position)
-    return Capture(gm, fqns, weights, symbols, _fake_mode(gm), GateStore())
+    return Capture(gm, fqns, weights, symbols, fake_mode_of(gm), GateStore())
 
 
 def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., Any]:
@@ -254,12 +254,3 @@ def _signature(rows: int) -> Signature:
 
 def _captured_size(captured: Capture, position: int) -> int:
     return int(placeholders(captured.gm)[position].meta["example_value"].node.hint)
-
-
-def _fake_mode(gm: fx.GraphModule) -> FakeTensorMode:
-    """The mode that the graph's values were traced under (the tracing context already holds another by now)."""
-    for node in gm.graph.nodes:
-        value = node.meta.get("example_value")
-        if isinstance(value, FakeTensor):
-            return value.fake_mode
-    return FakeTensorMode()

@@ -1,6 +1,5 @@
 """A model captured as one graph with every gate in it, for calibration to interpret."""
 
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from srrc.compiler import Capture, capture
 from srrc.errors import ModelError
 from srrc.options import LEVELS
 from srrc.passes.base import Pass
+from srrc.passes.capture import fresh
 from srrc.passes.context import Context
 from srrc.passes.copy_graph import copy_graph
 from srrc.passes.find_pathways import FindPathways
@@ -93,7 +93,7 @@ class GatedModel(GatedGraph):
         super().__init__()
         self._arguments: Sequence[Any] = ()
         self._outputs: Sequence[Any] = ()
-        self._compiled = torch.compile(_fresh(model), backend=self._backend, fullgraph=True, dynamic=False)
+        self._compiled = torch.compile(fresh(model), backend=self._backend, fullgraph=True, dynamic=False)
         wanted, self.how = _wanted(self._call(example))
         self._index = _position(wanted, self._outputs)
         # From here on a call only delivers arguments; what it returns has the right shapes and no memory.
@@ -152,17 +152,6 @@ def as_call(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs), {}) if isinstance(inputs, list | tuple) else ((inputs,), {})
-
-
-def _fresh(model: nn.Module) -> Callable[..., Any]:
-    """A function that calls the model, with a code object of its own: what Dynamo caches on it goes with
-    it.
-    """
-
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return model(*args, **kwargs)
-
-    return types.FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
 
 
 def _wanted(result: Any) -> tuple[Tensor, Measure]:

@@ -1,6 +1,6 @@
 """Calls that torch's exporter writes as ONNX nodes of any domain."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ def symbolic(
     inputs: Sequence[Tensor | None],
     shape: Sequence[int | torch.SymInt],
     dtype: torch.dtype,
-    attributes: dict[str, int | float | str] | None = None,
+    attributes: Mapping[str, int | float | str] | None = None,
 ) -> Tensor:
     """A call that exports as the node `name` ("domain::Operator") with one result. It computes nothing here."""
     made: Tensor = torch.onnx.ops.symbolic(

@@ -4,9 +4,6 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-_WINDOW = 64
-"""Largest constant (elements) that equal ones are compared with: masks and tables are left alone."""
-
 
 def tidy(model: ir.Model) -> None:
     """Edit `model` in place: equal subexpressions once, shapes as constants where they can be, nothing unused."""

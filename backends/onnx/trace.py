@@ -1,17 +1,16 @@
 """Captures what an exported file is to compute as one Dynamo graph: the one that `torch.compile` would hand over."""
 
-import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses import FakeTensorMode
 
 from srrc.backends.onnx.interfaces.base import Interface
 from srrc.errors import ModelError
-from srrc.passes.capture import parameter_names, placeholders
+from srrc.passes.capture import fake_mode_of, fresh, parameter_names, placeholders
 from srrc.pathways.graph_view import size
 
 
@@ -91,7 +90,7 @@ def trace(interface: Interface) -> Traced:
             torch._dynamo.maybe_mark_dynamic(tensor, dimension)
     try:
         with torch.no_grad():
-            results = torch.compile(_fresh(interface.module), backend=backend, fullgraph=True)(*tensors)
+            results = torch.compile(fresh(interface.module), backend=backend, fullgraph=True)(*tensors)
     except torch._dynamo.exc.BackendCompilerFailed as error:
         raise error.inner_exception from error
     except torch._dynamo.exc.Unsupported as error:
@@ -107,7 +106,7 @@ def trace(interface: Interface) -> Traced:
         {node.name: arg for node, arg in zip(placeholders(gm), args, strict=True) if node.name in names},
         sources,
         [_position(result, outputs, name) for result, name in zip(results, interface.outputs, strict=True)],
-        _fake_mode(gm),
+        fake_mode_of(gm),
         _free_axes(interface, gm, sources),
     )
 
@@ -179,20 +178,3 @@ def _position(result: Tensor, outputs: Sequence[Any], name: str) -> int:
         if output is result:
             return index
     raise ModelError(f"cannot export: the output {name} is computed outside the graph that Dynamo captured")
-
-
-def _fresh(module: nn.Module) -> Callable[..., Any]:
-    """A function that calls the module, with a code object of its own: what Dynamo caches on it goes with it."""
-
-    def call(*args: Any) -> Any:
-        return module(*args)
-
-    return types.FunctionType(call.__code__.replace(), call.__globals__, "call", None, call.__closure__)
-
-
-def _fake_mode(gm: fx.GraphModule) -> FakeTensorMode:
-    for node in gm.graph.nodes:
-        value = node.meta.get("example_value")
-        if isinstance(value, FakeTensor):
-            return value.fake_mode
-    return FakeTensorMode()

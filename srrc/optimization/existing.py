@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from srrc.backends.onnx.decoding import first_inputs
 from srrc.backends.onnx.gates import THRESHOLDS
 from srrc.backends.onnx.interfaces import Interface
-from srrc.backends.onnx.interfaces.base import BATCH, SEQUENCE
+from srrc.backends.onnx.interfaces.base import BATCH, PAST, SEQUENCE
 from srrc.backends.onnx.interfaces.draw import draw
 from srrc.backends.onnx.lower import Marked
 from srrc.backends.onnx.read.interface import load, read_interface
@@ -94,9 +94,7 @@ class Existing:
                 [self._feed(window) for window in part] for part in (found.curves, found.joint, found.more)
             ]
             return Inputs(calls[0], calls[1], calls[2], skip_first=1)
-        drawn = [
-            draw(self.interface, {BATCH: 4, SEQUENCE: 32, **_no_past(example)}, seed) for seed in range(6)
-        ]
+        drawn = [draw(self.interface, {BATCH: 4, SEQUENCE: 32, PAST: 0}, seed) for seed in range(6)]
         return Inputs(drawn[:4], drawn[4:], (), skip_first=0)
 
     def _feed(self, window: Tensor) -> dict[str, Tensor]:
@@ -104,12 +102,6 @@ class Existing:
             return first_inputs(self.interface.example, window)
         drawn = draw(self.interface, {BATCH: window.shape[0], SEQUENCE: window.shape[1]})
         return {**drawn, "input_ids": window}
-
-
-def _no_past(example: Mapping[str, Tensor]) -> dict[str, int]:
-    from srrc.backends.onnx.interfaces.base import PAST
-
-    return {PAST: 0} if any(name.startswith("past_key_values") for name in example) else {}
 
 
 class _GatedFile(GatedGraph):

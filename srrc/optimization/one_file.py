@@ -83,12 +83,12 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
     with work.step("checking"):
         check_file(path)
     opened = {THRESHOLDS: torch.full((len(plan.thresholds),), -1.0)} if plan.thresholds else {}
+    session = Session(path, settings.threads)
     with work.step("comparing with eager"):
-        worst = compare_outputs(interface, Session(path, settings.threads), opened)
+        worst = compare_outputs(interface, session, opened)
     if settings.precision in BITS:
         with work.step("quantising"):
-            quantise(path, BITS[settings.precision])
-    session = Session(path, settings.threads)
+            session = Session(quantise(path, BITS[settings.precision]), settings.threads)
     with work.step("comparing with eager"):
         tokens = reader.tokens(session, opened)
     quality = None

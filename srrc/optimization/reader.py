@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from srrc.backends.onnx.decoding import first_inputs
+from srrc.backends.onnx.decoding import first_inputs, next_inputs
 from srrc.backends.onnx.interfaces.base import BATCH, PAST, SEQUENCE, Interface
 from srrc.backends.onnx.interfaces.draw import draw
 from srrc.backends.onnx.session import Session
@@ -79,17 +79,11 @@ class TextReader:
         found = []
         for start in dict.fromkeys(starts):
             window = text[:, start : start + past + 1]
-            feed = first_inputs(self._interface.example, window[:, -1:])
-            if window.shape[1] > 1:
-                before = first_inputs(self._interface.example, window[:, :-1])
-                outputs = eager(self._interface, before)
-                for name in feed:
-                    if name.startswith("past_key_values"):
-                        feed[name] = outputs[name.replace("past_key_values", "present")].contiguous()
-                feed["attention_mask"] = torch.ones(1, window.shape[1], dtype=torch.int64)
-                if "position_ids" in feed:
-                    feed["position_ids"] = torch.tensor([[window.shape[1] - 1]])
-            found.append(feed)
+            if window.shape[1] == 1:
+                found.append(first_inputs(self._interface.example, window))
+                continue
+            before = first_inputs(self._interface.example, window[:, :-1])
+            found.append(next_inputs(before, eager(self._interface, before), window[:, -1]))
         return found
 
     def tokens(self, session: Session, extra: Mapping[str, Tensor]) -> tuple[int, int] | None:

@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from srrc.backends.onnx.export import OPSET
 from srrc.backends.onnx.quantise import BITS
 from srrc.errors import OptionError
 from srrc.options import LEVELS, check_budget, parse_options
 
-OPSETS = (23,)
+OPSETS = (OPSET,)
 """Opsets that can be written: the one in which attention and norms are single operators."""
 
 PRECISIONS = ("float32", "float16", "bfloat16", *BITS)
@@ -38,7 +39,7 @@ class Settings:
     levels: frozenset[str] = LEVELS
     coarse: int | None = 8
     precision: str = "float32"
-    opset: int = 23
+    opset: int = OPSET
     threads: int = 1
     prompts: int = 4
     new_tokens: int = 32

@@ -11,6 +11,17 @@ _INT8_ACTIVATIONS = 4
 """`accuracy_level`: rows are rounded to int8 in blocks, which is where the kernels are fast."""
 
 
+def product_attributes(inputs: int, outputs: int, bits: int) -> dict[str, int]:
+    """The attributes of a MatMulNBits over codes as `srr::coarse_linear` lays them out."""
+    return {
+        "K": inputs,
+        "N": outputs,
+        "bits": bits,
+        "block_size": BLOCK,
+        "accuracy_level": _INT8_ACTIVATIONS,
+    }
+
+
 def lower(lowering: Lowering) -> None:
     """Replace every `srr::coarse_linear` of a graph."""
     graph = lowering.gm.graph
@@ -22,10 +33,7 @@ def lower(lowering: Lowering) -> None:
 def coarse_product(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, bits: int) -> Tensor:
     """Exports as com.microsoft::MatMulNBits, and an Add where there is a bias."""
     outputs, inputs = codes.shape[0], x.shape[-1]
-    attributes = {"K": int(inputs), "N": int(outputs), "bits": bits, "block_size": BLOCK}
-    attributes |= {"accuracy_level": _INT8_ACTIVATIONS}
     shape = (*x.shape[:-1], outputs)
-    made = symbolic(
-        "com.microsoft::MatMulNBits", (x, codes, scale.to(x.dtype)), shape, x.dtype, dict(attributes)
-    )
+    attributes = product_attributes(int(inputs), int(outputs), bits)
+    made = symbolic("com.microsoft::MatMulNBits", (x, codes, scale.to(x.dtype)), shape, x.dtype, attributes)
     return made if bias is None else made + bias

@@ -14,9 +14,10 @@ import onnx_ir as ir
 from torch import Tensor, fx
 
 from srrc.backends.onnx.build import Nodes, choose, constant, op, replace_node, total, width_of
+from srrc.backends.onnx.gates.coarse import product_attributes
 from srrc.backends.onnx.lowering import Lowering
 from srrc.backends.onnx.symbolic import symbolic
-from srrc.ops.coarse_linear import BLOCK, coarse_weight
+from srrc.ops.coarse_linear import coarse_weight
 from srrc.passes.gating.coarse_vocab import BITS, EXACT
 
 
@@ -96,8 +97,7 @@ def _coarse(
     bias: ir.Value | None,
 ) -> ir.Value:
     tokens, width = width_of(node.outputs[0]), width_of(weight)
-    attributes = {"K": width, "N": tokens, "bits": node.attributes.get_int("bits"), "block_size": BLOCK}
-    attributes |= {"accuracy_level": 4}
+    attributes = product_attributes(width, tokens, node.attributes.get_int("bits"))
     logits = op(nodes, "MatMulNBits", [x, codes, scale], attributes, domain="com.microsoft")
     logits.type = x.type  # ONNX's own inference does not know the operator
     logits = total(nodes, bias, logits)

@@ -6,10 +6,12 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
+from srrc.backends.onnx.build import replace_node
 from srrc.backends.onnx.gates import DOMAIN
+from srrc.backends.onnx.gates.coarse import product_attributes
 from srrc.backends.onnx.read.mirror import VALUE, Mirror
 from srrc.backends.onnx.regions import copy_nodes, leading_to
-from srrc.ops.coarse_linear import BLOCK, coarse_weight
+from srrc.ops.coarse_linear import coarse_weight
 from srrc.passes.gating.coarse_vocab import BITS, EXACT
 from srrc.passes.gating.residual import COARSE
 from srrc.passes.gating.source import GateSource
@@ -108,13 +110,7 @@ def _bits(model: ir.Model, x: ir.Value, weight: Tensor, name: str, bits: int) ->
     held = [
         _initializer(model, f"{name}/{part}", each) for part, each in (("codes", codes), ("scale", scale))
     ]
-    attributes = {
-        "K": weight.shape[1],
-        "N": weight.shape[0],
-        "bits": bits,
-        "block_size": BLOCK,
-        "accuracy_level": 4,
-    }
+    attributes = product_attributes(weight.shape[1], weight.shape[0], bits)
     return ir.node("MatMulNBits", [x, *held], attributes, domain="com.microsoft")
 
 
@@ -136,12 +132,7 @@ def _head(model: ir.Model, site: Head, gate: str, mirror: Mirror) -> bool:
     producer = end.producer()
     assert producer is not None
     model.graph.insert_before(producer, marker)
-    for at, output in enumerate(model.graph.outputs):
-        if output is end:
-            name, end.name = end.name, None
-            marker.outputs[0].name = name
-            model.graph.outputs[at] = marker.outputs[0]
-    end.replace_all_uses_with(marker.outputs[0])
+    replace_node(producer, marker.outputs[0])
     return True
 
 
