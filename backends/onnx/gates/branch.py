@@ -51,6 +51,7 @@ def leave(node: ir.Node) -> None:
 class _Part:
     """One of the values that a branch may have: what computes it, and it for chosen positions."""
 
+    region: list[ir.Node]
     rows: RowSelection
     value: ir.Value
 
@@ -60,11 +61,11 @@ class _Part:
         rows = RowSelection(set(region))
         some = rows.some(value, axis) if axis >= 0 else value
         if rows.contractions:
-            return cls(rows, some)
+            return cls(region, rows, some)
         whole = RowSelection(set(region))
         copies: dict[ir.Value, ir.Value] = {}
         whole.nodes += copy_nodes(region, copies)
-        return cls(whole, copies.get(value, value))
+        return cls(region, whole, copies.get(value, value))
 
     @property
     def selects(self) -> bool:
@@ -85,13 +86,15 @@ def expand(node: ir.Node, threshold: ir.Value) -> None:
     add = _addition(node)
     end = node.outputs[0] if add is None else add.outputs[0]
     stream = None if add is None else next(each for each in add.inputs if each is not node.outputs[0])
-    regions = [*leading_to(node, [value]), *([] if other is None else leading_to(node, [other]))]
     part = _Part.of(node, value, axis)
+    regions = [*part.region]
     result = ir.val("result", end.dtype, end.shape)
     if other is None:
         _left_out_or(nodes, part, choice, node, stream, result)
     else:
-        _stood_in_for(nodes, part, _Part.of(node, other, axis), choice, value, stream, result)
+        stand_in = _Part.of(node, other, axis)
+        regions += stand_in.region
+        _stood_in_for(nodes, part, stand_in, choice, value, stream, result)
     graph.insert_before(node if add is None else add, nodes)
     end.replace_all_uses_with(result)
     graph.remove([*([] if add is None else [add]), node, *_reversed(graph, regions)], safe=True)
