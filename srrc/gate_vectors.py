@@ -87,9 +87,7 @@ def _tail(add: Look, skip: int) -> Look:
 def _head(gated: GatedGraph, pathway: Pathway, moments: Moments, coarse: int | None) -> dict[str, Tensor]:
     site = pathway.site
     assert isinstance(site, Head)
-    weight = gated.weights[site.linear.weight.name].detach()
-    weight = weight.t() if site.linear.transposed else weight
-    weight = weight if site.linear.rows is None else weight[slice(*site.linear.rows)]
+    weight = GateSource(lambda gate: True, gated.weights).matrix(site.linear)
     basis = head_basis(moments, weight)
     exact = torch.tensor(max(1, site.linear.out_features // EXACT_SHARE))
     found = {"rotation": basis.rotation, "inverse": basis.inverse, "mean": basis.mean, "exact": exact}

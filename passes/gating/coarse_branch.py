@@ -58,10 +58,7 @@ def _coarse(
     bits: int,
     fake_mode: FakeTensorMode,
 ) -> fx.Node:
-    weight = source.weights[linear.weight.name].detach()
-    weight = weight.t() if linear.transposed else weight
-    weight = weight if linear.rows is None else weight[slice(*linear.rows)]
-    codes, scale = coarse_weight(weight, bits)
+    codes, scale = coarse_weight(source.matrix(linear), bits)
     name = f"srr_coarse_{len([name for name, _ in gm.named_buffers() if name.startswith('srr_coarse_')])}"
     held = [
         emit_tensor(gm, f"{name}_{part}", each, fake_mode)

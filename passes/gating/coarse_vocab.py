@@ -36,9 +36,7 @@ def insert(
     linear = site.linear
     held_bits = source.vectors.get(f"vocab:{pathway.place}/bits")
     bits = BITS if held_bits is None else int(held_bits)
-    weight = source.weights[linear.weight.name].detach()
-    weight = weight.t() if linear.transposed else weight
-    weight = weight if linear.rows is None else weight[slice(*linear.rows)]
+    weight = source.matrix(linear)
     codes, scale = coarse_weight(weight, bits)
     with gm.graph.inserting_before(linear.node):
         full, bias = weight_of(gm.graph, linear, fake_mode), bias_of(gm.graph, linear, fake_mode)

@@ -38,13 +38,17 @@ class GateSource:
     coarse: bool = False
     fuel: int | None = None
 
+    def matrix(self, linear: Linear) -> torch.Tensor:
+        """The weight of a linear as [N, K], whichever way the model holds it: a view."""
+        weight = self.weights[linear.weight.name].detach()
+        weight = weight.t() if linear.transposed else weight
+        return weight if linear.rows is None else weight[slice(*linear.rows)]
+
     def column_norm(self, linears: tuple[Linear, ...]) -> torch.Tensor:
         """L2 norm of each input channel over all the weights that read it: float32 [K]."""
         total = torch.zeros((), dtype=torch.float32)
         for linear in linears:
-            weight = self.weights[linear.weight.name].detach()
-            weight = weight.t() if linear.transposed else weight
-            weight = weight if linear.rows is None else weight[slice(*linear.rows)]
+            weight = self.matrix(linear)
             height = max(1, _BLOCK // weight.shape[1])
             for start in range(0, len(weight), height):
                 block = weight[start : start + height]

@@ -123,10 +123,10 @@ def _copy(linear: Linear, source: GateSource, inverse: Tensor, mean: Tensor) -> 
         current = known.version == _version(parameter) and known.memory == parameter.data_ptr()
         if current and coarse is not None:
             return CoarseCopy(coarse, known.scale, known.bias, known.norm)
-    weight = parameter.detach().t() if linear.transposed else parameter.detach()
+    weight = source.matrix(linear)
     bias = None if linear.bias is None else source.weights[linear.bias.name].detach()
     if linear.rows is not None:
-        weight, bias = weight[slice(*linear.rows)], None if bias is None else bias[slice(*linear.rows)]
+        bias = None if bias is None else bias[slice(*linear.rows)]
     copy = coarse_copy(weight, bias, inverse, mean)
     small = (copy.scale, copy.bias, copy.norm)
     made = (_version(parameter), parameter.data_ptr(), weakref.ref(inverse), weakref.ref(copy.coarse))

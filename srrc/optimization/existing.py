@@ -23,11 +23,11 @@ from srrc.calibration_inputs import QUICK, Inputs, text_windows
 from srrc.compiler import Capture
 from srrc.errors import ModelError
 from srrc.gated_model import GatedGraph
+from srrc.optimization.gate_source import gate_source
 from srrc.optimization.settings import Settings
 from srrc.passes.context import Context
 from srrc.passes.copy_graph import copy_graph
 from srrc.passes.find_pathways import FindPathways
-from srrc.passes.gating.source import GateSource
 from srrc.passes.insert_gates import InsertGates
 from srrc.passes.normalise import Normalise
 from srrc.passes.pipeline import run_passes
@@ -62,14 +62,7 @@ class Existing:
         if profile is None:
             return Marked(self.interface, self.model, {}, (), ())
         read = self._mirror or self._read(draw(self.interface, {BATCH: 2, SEQUENCE: 16}))
-        profile.check({read.fqns[name]: tensor for name, tensor in read.weights.items()})
-        source = GateSource(
-            covers=lambda gate: profile.covers(gate) and gate.split(":", 1)[0] in {"residual", "vocab"},
-            weights=read.weights,
-            vectors=profile.vectors,
-            many_rows=True,
-            coarse=True,
-        )
+        source = gate_source(profile, read.fqns, read.weights)
         context = Context(fqns=dict(read.fqns))
         gm = run_passes(
             (Normalise(), FindPathways()), fx.GraphModule(read.gm, copy_graph(read.gm.graph)), context

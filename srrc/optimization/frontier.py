@@ -74,7 +74,8 @@ def _points(
         times = time_variants(variants, calls.feeds, max(rounds, len(calls.feeds)))
         for key in limits:
             latency[key][calls.phase] = ratios_of(times[str(key)], times["dense"])
-    return [Point(key, reader.quality(dense, gated, extra[key]), latency[key]) for key in limits]
+    qualities = reader.quality(dense, gated, [*extra.values()])
+    return [Point(key, quality, latency[key]) for key, quality in zip(limits, qualities, strict=True)]
 
 
 def plot_frontier(frontier: Frontier, path: Path) -> None:

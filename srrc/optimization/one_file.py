@@ -94,7 +94,7 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
     quality = None
     if plan.thresholds or settings.precision in BITS:
         with work.step("measuring drift"):
-            quality = reader.quality(exact, session, {})
+            (quality,) = reader.quality(exact, session, [{}])
         _refuse_drift(quality, settings.max_drift)
     with work.step("timing"):
         latency = latencies(reader, dense, session, settings.rounds)

@@ -2,7 +2,7 @@
 
 import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -19,6 +19,7 @@ from srrc.errors import OptionError
 from srrc.optimization.companions import copy_companions, write_companions
 from srrc.optimization.existing import Existing
 from srrc.optimization.folder import check_target, filled, target_of
+from srrc.optimization.gate_source import gate_source
 from srrc.optimization.guide import write_guide
 from srrc.optimization.one_file import Progress, Work, one_file
 from srrc.optimization.report import FileReport, Report
@@ -84,15 +85,20 @@ def _from_module(
     files = _renamed(interfaces(model, inputs), stem)
     if work.profile is None and not work.settings.exact:
         work.profile = _calibrated(work, model, inputs)
-    source = None if work.profile is None or work.settings.exact else _source(work.profile)
-    levels = work.settings.levels
-    reports = [one_file(work, functools.partial(_lowered, each, source, levels), out) for each in files]
+    reports = [one_file(work, functools.partial(_lowered, work, each), out) for each in files]
     write_companions(model, work.tokenizer, files, out)
     return reports
 
 
-def _lowered(interface: Interface, source: Any, levels: frozenset[str]) -> Marked:
-    return lower(prepare(interface, source, levels))
+def _lowered(work: Work, interface: Interface) -> Marked:
+    profile = work.profile
+
+    def source(traced: Traced) -> GateSource:
+        assert profile is not None
+        return gate_source(profile, traced.fqns, traced.weights)
+
+    exact = profile is None or work.settings.exact
+    return lower(prepare(interface, None if exact else source, work.settings.levels))
 
 
 def _from_file(work: Work, path: Path, stem: str | None, out: Path) -> list[FileReport]:
@@ -135,20 +141,6 @@ def _calibrated(work: Work, model: nn.Module, inputs: Mapping[str, Tensor] | Non
             coarse=coarse,
             progress=False,
         )
-
-
-def _source(profile: Profile) -> Callable[[Traced], GateSource]:
-    def make(traced: Traced) -> GateSource:
-        profile.check({traced.fqns[placeholder]: weight for placeholder, weight in traced.weights.items()})
-        return GateSource(
-            covers=lambda gate: profile.covers(gate) and gate.split(":", 1)[0] in {"residual", "vocab"},
-            weights=traced.weights,
-            vectors=profile.vectors,
-            many_rows=True,
-            coarse=True,
-        )
-
-    return make
 
 
 def _name_of(model: nn.Module | str | Path) -> str:

@@ -27,40 +27,46 @@ class Quality:
     tokens: int
 
 
+Extras = Sequence[Mapping[str, Tensor]]
+"""What the gated file gets beside its own inputs, once for each figure that is asked for."""
+
+
 def of_decoder(
-    interface: Interface,
-    dense: Session,
-    gated: Session,
-    windows: Sequence[Tensor],
-    thresholds: Mapping[str, Tensor],
-) -> Quality:
-    """Read each window in one call. The first position is left out: nothing comes before it to tell it by."""
-    drift, losses, reference_losses, count = Drift(), 0.0, 0.0, 0
+    interface: Interface, dense: Session, gated: Session, windows: Sequence[Tensor], extras: Extras
+) -> list[Quality]:
+    """One figure for each of `extras`. Reads each window in one call; the dense file reads it once for all of them.
+
+    The first position is left out: nothing comes before it to tell it by.
+    """
+    drifts, losses, theirs, count = [Drift()] * len(extras), [0.0] * len(extras), 0.0, 0
     for window in windows:
         feed = first_inputs(interface.example, window)
         expected = dense.run(feed)["logits"][:, 1:]
-        actual = gated.run({**feed, **thresholds})["logits"][:, 1:]
-        drift += Reference(expected, "logits").drift(actual)
-        targets = window[0, 2:]
-        losses += float(F.cross_entropy(actual[0, :-1].float(), targets, reduction="sum"))
-        reference_losses += float(F.cross_entropy(expected[0, :-1].float(), targets, reduction="sum"))
+        reference, targets = Reference(expected, "logits"), window[0, 2:]
+        theirs += float(F.cross_entropy(expected[0, :-1].float(), targets, reduction="sum"))
         count += len(targets)
-    ours, theirs = losses / count, reference_losses / count
-    return Quality(
-        drift.mean, drift.error, math.exp(ours), math.exp(theirs), math.exp(ours - theirs), drift.count
-    )
+        for at, extra in enumerate(extras):
+            actual = gated.run({**feed, **extra})["logits"][:, 1:]
+            drifts[at] += reference.drift(actual)
+            losses[at] += float(F.cross_entropy(actual[0, :-1].float(), targets, reduction="sum"))
+    return [
+        _predicting(drift, loss / count, theirs / count) for drift, loss in zip(drifts, losses, strict=True)
+    ]
+
+
+def _predicting(drift: Drift, loss: float, dense: float) -> Quality:
+    """loss, dense: nats a token."""
+    relative = math.exp(loss - dense)
+    return Quality(drift.mean, drift.error, math.exp(loss), math.exp(dense), relative, drift.count)
 
 
 def of_values(
-    output: str,
-    dense: Session,
-    gated: Session,
-    feeds: Sequence[Mapping[str, Tensor]],
-    thresholds: Mapping[str, Tensor],
-) -> Quality:
-    """The drift of one output over some calls."""
-    drift = Drift()
+    output: str, dense: Session, gated: Session, feeds: Sequence[Mapping[str, Tensor]], extras: Extras
+) -> list[Quality]:
+    """The drift of one output over some calls, for each of `extras`."""
+    drifts = [Drift()] * len(extras)
     for feed in feeds:
         reference = Reference(dense.run(feed)[output], "logits" if output == "logits" else "values")
-        drift += reference.drift(gated.run({**feed, **thresholds})[output])
-    return Quality(drift.mean, drift.error, None, None, None, drift.count)
+        for at, extra in enumerate(extras):
+            drifts[at] += reference.drift(gated.run({**feed, **extra})[output])
+    return [Quality(drift.mean, drift.error, None, None, None, drift.count) for drift in drifts]

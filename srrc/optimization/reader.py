@@ -12,7 +12,7 @@ from srrc.backends.onnx.interfaces.base import BATCH, PAST, SEQUENCE, Interface
 from srrc.backends.onnx.interfaces.draw import draw
 from srrc.backends.onnx.session import Session
 from srrc.optimization.checks import compare_tokens, eager
-from srrc.optimization.quality import Quality, of_decoder, of_values
+from srrc.optimization.quality import Extras, Quality, of_decoder, of_values
 from srrc.optimization.settings import Settings
 from srrc.optimization.texts import Heldout, heldout
 
@@ -36,8 +36,8 @@ class Reader(Protocol):
         """(prompts, how many are continued with eager's tokens); None for a model that writes none."""
         ...
 
-    def quality(self, dense: Session, gated: Session, extra: Mapping[str, Tensor]) -> Quality:
-        """How far the gated file, with these inputs beside its own, is from the dense one."""
+    def quality(self, dense: Session, gated: Session, extras: Extras) -> list[Quality]:
+        """How far the gated file is from the dense one, for each of what it gets beside its own inputs."""
         ...
 
 
@@ -90,9 +90,9 @@ class TextReader:
         """Greedy, from prompts of several lengths."""
         return compare_tokens(self._interface, session, self._held.prompts, self._settings.new_tokens, extra)
 
-    def quality(self, dense: Session, gated: Session, extra: Mapping[str, Tensor]) -> Quality:
+    def quality(self, dense: Session, gated: Session, extras: Extras) -> list[Quality]:
         """Perplexity and drift."""
-        return of_decoder(self._interface, dense, gated, self._held.windows, extra)
+        return of_decoder(self._interface, dense, gated, self._held.windows, extras)
 
 
 class RandomReader:
@@ -110,7 +110,7 @@ class RandomReader:
         """None."""
         return None
 
-    def quality(self, dense: Session, gated: Session, extra: Mapping[str, Tensor]) -> Quality:
+    def quality(self, dense: Session, gated: Session, extras: Extras) -> list[Quality]:
         """The drift of the first output."""
         feeds = [draw(self._interface, {BATCH: 2, SEQUENCE: 64, PAST: 0}, seed) for seed in range(4)]
-        return of_values(self._interface.outputs[0], dense, gated, feeds, extra)
+        return of_values(self._interface.outputs[0], dense, gated, feeds, extras)

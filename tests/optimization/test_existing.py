@@ -18,8 +18,6 @@ from srrc.backends.onnx.read.mirror import mirror
 from srrc.backends.onnx.session import Session
 from srrc.errors import ModelError
 from srrc.models_zoo import families
-from srrc.optimization import one_file
-from srrc.optimization.plan import Saving
 from srrc.optimization.settings import Settings
 from srrc.passes.context import Context
 from srrc.passes.find_pathways import FindPathways
@@ -41,16 +39,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return made[family] / "model.onnx"
 
     return get
-
-
-@pytest.fixture
-def paying(monkeypatch: pytest.MonkeyPatch) -> None:
-    def savings(
-        dense: Any, gated: Any, feeds: Any, gates: Any, *rest: Any
-    ) -> tuple[float, dict[str, Saving]]:
-        return 1.0, {gate: Saving(0.1, 0.001) for gate in gates}
-
-    monkeypatch.setattr(one_file, "measure_savings", savings)
 
 
 def feed_of(model: ir.Model, batch: int, length: int) -> dict[str, torch.Tensor]:

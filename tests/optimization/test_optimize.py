@@ -17,25 +17,11 @@ from srrc.backends.onnx.gates import THRESHOLDS
 from srrc.backends.onnx.session import Session
 from srrc.errors import DriftError, ModelError, OptionError, ProfileError
 from srrc.models_zoo import families
-from srrc.optimization import one_file
 from srrc.optimization import optimize as door
-from srrc.optimization.plan import Saving
 from srrc.optimization.quality import Quality
 from srrc.optimization.settings import Settings
 
 QUICK = Settings(prompts=2, new_tokens=4, heldout_tokens=256, rounds=2, prefill=16, past=8)
-
-
-@pytest.fixture
-def paying(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a tiny model no gate saves time: let them, so that there are some."""
-
-    def savings(
-        dense: Any, gated: Any, feeds: Any, gates: Any, *rest: Any
-    ) -> tuple[float, dict[str, Saving]]:
-        return 1.0, {gate: Saving(0.1, 0.001) for gate in gates}
-
-    monkeypatch.setattr(one_file, "measure_savings", savings)
 
 
 @pytest.fixture(autouse=True)
@@ -117,8 +103,8 @@ def test_gates_that_do_not_pay_are_left_out_and_the_report_says_so(tmp_path: Pat
 
 @pytest.mark.usefixtures("paying")
 def test_too_much_drift_writes_nothing(tmp_path: Path, letters: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def drifting(self: Any, dense: Any, gated: Any, extra: Any) -> Quality:
-        return Quality(0.3, 0.0, 2.0, 1.0, 2.0, 10)
+    def drifting(self: Any, dense: Any, gated: Any, extras: Any) -> list[Quality]:
+        return [Quality(0.3, 0.0, 2.0, 1.0, 2.0, 10)]
 
     monkeypatch.setattr("srrc.optimization.reader.TextReader.quality", drifting)
     settings = dataclasses.replace(QUICK, max_drift=0.1)
