@@ -58,8 +58,9 @@ class InsertGates:
                 if reason is not None or source is None:
                     context.refusals.append(Refusal(pathway.place, kind, reason or Reason.NO_BUDGET))
                     continue
-                context.gates += GATED[kind][2](gm, pathway, source, context, self.fake_mode)
-                if kind not in AROUND:
+                made = GATED[kind][2](gm, pathway, source, context, self.fake_mode)
+                context.gates += made
+                if made and kind not in AROUND:
                     taken.update(pathway.nodes)
         return gm
 

@@ -20,6 +20,7 @@ from srrc.control.controller import plan
 from srrc.errors import ModelError, OptionError
 from srrc.gate_vectors import gate_vectors
 from srrc.gated_model import GatedGraph, GatedModel
+from srrc.passes.gating.blocks import BLOCKS
 from srrc.profile import Joint, Profile
 from srrc.relevance import information
 from srrc.relevance.calibrate import measure_gates, run_dense, steps
@@ -47,6 +48,7 @@ def calibrate(
     neurons: bool = False,
     layers: bool = False,
     coarse: int | None = None,
+    blocks: int | None = None,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
 ) -> Profile:
@@ -64,6 +66,8 @@ def calibrate(
                 Three more interventions a branch. Tried on tiny models only; on small ones little is to be expected,
                 since every branch matters to most tokens. Those that no sensible plan would use are left out
     coarse:     also measure gates that let weights of 4 or 8 bits stand in for a branch's own, for the ONNX backend
+    blocks:     also measure gates on so many blocks of each MLP's neurons, in place of those on single neurons and
+                channels of MLPs, which the ONNX backend has not
     progress:   a bar on standard error
     checkpoint: a file kept up to date after each gate; a calibration that finds it goes on where that one
                 stopped. It is removed at the end
@@ -73,6 +77,8 @@ def calibrate(
     effort = effort_of(quick, windows, length)
     if coarse not in {None, 4, 8}:
         raise OptionError(f"coarse={coarse!r} is no width that there are kernels for; give 4 or 8 bits")
+    if blocks is not None and not (type(blocks) is int and blocks > 1):
+        raise OptionError(f"blocks={blocks!r} does not split an MLP; give a whole number of at least 2")
     path = None if checkpoint is None else Path(checkpoint)
     was_training = model.training
     model.eval()
@@ -81,7 +87,8 @@ def calibrate(
             text_inputs(model, tokenizer, texts, effort) if batches is None else own_inputs(list(batches))
         )
         with torch.no_grad(), _bar(progress) as bar:
-            return _calibrate(model, inputs, effort, _Wanted(channels, neurons, layers, coarse), bar, path)
+            wanted = _Wanted(channels, neurons, layers, coarse, blocks)
+            return _calibrate(model, inputs, effort, wanted, bar, path)
     finally:
         model.train(was_training)
 
@@ -94,6 +101,7 @@ class _Wanted:
     neurons: bool
     layers: bool
     coarse: int | None
+    blocks: int | None
 
     def covers(self, gate: str) -> bool:
         """Whether the gate of this id is."""
@@ -101,9 +109,11 @@ class _Wanted:
             return self.coarse is not None and (gate.startswith("residual:") or not self.channels)
         if gate.startswith("residual:"):
             return self.layers
+        if gate.startswith("neuron:") and self.blocks is not None:
+            return gate.endswith(BLOCKS)
         if not self.channels:
             return gate.startswith("vocab:") and self.coarse is None
-        return self.neurons or not gate.endswith("/neuron")
+        return not gate.endswith(BLOCKS) and (self.neurons or not gate.endswith("/neuron"))
 
 
 class _Calls(Sequence[Any]):
@@ -140,12 +150,13 @@ def calibrate_graph(
     *,
     layers: bool,
     coarse: int | None,
+    blocks: int | None,
 ) -> Profile:
     """Measure the gates that an ONNX model can have in a graph that is captured already, quickly.
 
     weights: by the names that gates' places are made of
     """
-    wanted = _Wanted(channels=False, neurons=False, layers=layers, coarse=coarse)
+    wanted = _Wanted(channels=False, neurons=False, layers=layers, coarse=coarse, blocks=blocks)
     with torch.no_grad(), _bar(show=False) as bar:
         return _measure(gated, weights, name, inputs, QUICK, wanted, bar, None)
 
@@ -168,6 +179,7 @@ def _measure(
         neurons=wanted.neurons,
         layers=wanted.layers,
         coarse=wanted.coarse,
+        blocks=wanted.blocks,
         skip_first=inputs.skip_first,
     )
     gated.insert(wanted.covers, vectors)

@@ -111,6 +111,10 @@ def calibrate(
         int | None,
         typer.Option(help="measure gates that let weights of 4 or 8 bits stand in, for `srrc optimize`"),
     ] = None,
+    blocks: Annotated[
+        int | None,
+        typer.Option(help="measure gates on so many blocks of each MLP's neurons, for `srrc optimize`"),
+    ] = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
@@ -121,7 +125,7 @@ def calibrate(
     if not out.parent.is_dir():
         raise OptionError(f"cannot write {out}: there is no folder {out.parent}")
     loaded, tokenizer = load(model, dtype)
-    profile = srrc.calibrate(loaded, tokenizer, texts, layers=layers, coarse=coarse)
+    profile = srrc.calibrate(loaded, tokenizer, texts, layers=layers, coarse=coarse, blocks=blocks)
     profile.save(out)
     if as_json:
         print_json({"profile": str(out), "gates": len(profile.gates)})

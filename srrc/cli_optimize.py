@@ -22,7 +22,7 @@ def optimize(
     ] = None,
     max_drift: MaxDrift = None,
     profile: ProfilePath = None,
-    levels: Annotated[str | None, typer.Option(help="some of layer,vocab; by default all")] = None,
+    levels: Annotated[str | None, typer.Option(help="some of layer,neuron,vocab; by default all")] = None,
     coarse: Annotated[
         str, typer.Option(help="bits of the weights that stand in for a branch's own: 8, 4, or none")
     ] = "8",

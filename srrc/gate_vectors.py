@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from srrc.gated_model import GatedGraph
+from srrc.passes.gating.blocks import gate_id_of
 from srrc.passes.gating.residual import unfit
 from srrc.passes.gating.source import GateSource
 from srrc.pathways.base import Linear, Pathway
@@ -17,6 +18,7 @@ from srrc.pathways.neuron import Mlp
 from srrc.pathways.residual import Branch
 from srrc.pathways.vocab import Head
 from srrc.relevance.basis import Moments, head_basis
+from srrc.relevance.blocks import BlockFit, NeuronMean
 from srrc.relevance.probe import ProbeFit
 from srrc.relevance.replay import Replay
 from srrc.relevance.statistics import Look, look
@@ -33,12 +35,14 @@ def gate_vectors(
     neurons: bool,
     layers: bool,
     coarse: int | None = None,
+    blocks: int | None = None,
     skip_first: int,
 ) -> dict[str, Tensor]:
     """Vectors by "gate id/name", measured over `calls` (arguments of the graph).
 
-    For a head: rotation, inverse [H, H], mean [H] and exact []. With `neurons`, for an MLP's neuron gate:
-                norm [I]. With `layers` or `coarse`, for a branch: probe [H + 1], and with `coarse` bits [].
+    For a head: rotation, inverse [H, H], mean [H] and exact []. With `neurons`, for an MLP's neuron gate: norm [I].
+    With `layers` or `coarse`, for a branch: probe [H + 1], and with `coarse` bits []. With `blocks`, for the gate on so
+    many blocks of an MLP's neurons: of int64 [I], probes [blocks, H + 1].
     """
     looks: dict[fx.Node, list[Look]] = {}
     finish: list[Callable[[], Mapping[str, Tensor]]] = []
@@ -60,7 +64,8 @@ def gate_vectors(
             finish.append(functools.partial(_branch, pathway, fit, coarse))
     if looks:
         look(Replay(gated.base, ()), calls, looks)
-    return {name: vector for each in finish for name, vector in each().items()}
+    found = {name: vector for each in finish for name, vector in each().items()}
+    return found if blocks is None else found | _blocks(gated, calls, blocks, skip_first)
 
 
 class _Mean:
@@ -101,6 +106,34 @@ def _neuron(gated: GatedGraph, pathway: Pathway, mean: _Mean) -> dict[str, Tenso
     assert isinstance(site, Mlp)
     norm = GateSource(lambda gate: True, gated.weights).column_norm((site.down,))
     return {f"neuron:{pathway.place}/neuron/norm": mean.value() * norm}
+
+
+def _blocks(gated: GatedGraph, calls: Sequence[Any], blocks: int, skip_first: int) -> dict[str, Tensor]:
+    """Two looks: how MLPs are split depends on what their neurons do, and probes on how they are split."""
+    source = GateSource(lambda gate: True, gated.weights)
+    mlps = [
+        (gate_id_of(pathway), pathway.site)
+        for pathway in gated.pathways
+        if isinstance(pathway.site, Mlp) and pathway.site.down.in_features >= blocks
+    ]
+    if not mlps:
+        return {}
+    means = {gate: NeuronMean(source.column_norm((site.down,))) for gate, site in mlps}
+    replay = Replay(gated.base, ())
+    look(replay, calls, {site.down.x: [_tail(means[gate].add, skip_first)] for gate, site in mlps})
+    fits = {
+        gate: BlockFit(site.up.in_features, means[gate].split(blocks), source.matrix(site.down))
+        for gate, site in mlps
+    }
+    looks: dict[fx.Node, list[Look]] = {}
+    for gate, site in mlps:
+        for part, node in (("x", site.x), ("hidden", site.down.x)):
+            looks.setdefault(node, []).append(_tail(functools.partial(fits[gate].see, part), skip_first))
+    look(replay, calls, looks)
+    found: dict[str, Tensor] = {}
+    for gate, fit in fits.items():
+        found |= {f"{gate}/of": fit.of, f"{gate}/probes": fit.probes()}
+    return found
 
 
 def _branch(pathway: Pathway, fit: ProbeFit, coarse: int | None) -> dict[str, Tensor]:

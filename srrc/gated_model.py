@@ -57,7 +57,7 @@ class GatedGraph:
     def insert(self, covers: Covers, vectors: Mapping[str, Tensor]) -> None:
         """Put a gate wherever one can stand and `covers(gate id)`, with `vectors` by "gate id/name"."""
         assert self._captured is not None
-        source = GateSource(covers, self.weights, vectors, many_rows=True, coarse=True)
+        source = GateSource(covers, self.weights, vectors, many_rows=True, coarse=True, blocks=True)
         context = Context(fqns=dict(self._captured.fqns), gate_store=self._captured.gate_store)
         gating = InsertGates(source, LEVELS, self._captured.fake_mode)
         gm = self._pass((Normalise(), FindPathways()), context)

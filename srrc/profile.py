@@ -54,7 +54,7 @@ class GateCost:
 class GateProfile:
     """One gate. All tensors are float32; P is the number of points of its curve, which begins at fraction 0.
 
-    id:        "kind:place", with "/input", "/neuron" or "/down" for the gates of an MLP
+    id:        "kind:place", with "/input", "/neuron", "/down" or "/blocks" for the gates of an MLP
     quantiles: [Q] scores at evenly spaced fractions 0..1 of (token, unit) pairs: entry i is the threshold
                that drops a fraction i / (Q - 1)
     fractions: [P] of units dropped, ascending

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from torch import fx, nn
 
 from srrc.backends.onnx.export import Flat, export
+from srrc.backends.onnx.gates import blocks
 from srrc.backends.onnx.interfaces import Interface
 from srrc.backends.onnx.lower_gates import LowerGates
 from srrc.backends.onnx.share_heads import ShareHeads
@@ -50,6 +51,7 @@ class Prepared:
     traced: Traced
     gm: fx.GraphModule
     context: Context
+    source: GateSource | None
 
     def module(self) -> nn.Module:
         """The gated graph as a module that takes the interface's tensors. Its gates decide by `context.gates`."""
@@ -74,7 +76,7 @@ def prepare(
         ShareHeads(),
     ]
     gm = run_passes(passes, fx.GraphModule(traced.gm, copy_graph(traced.gm.graph)), context)
-    return Prepared(interface, traced, gm, context)
+    return Prepared(interface, traced, gm, context, gated)
 
 
 def lower(prepared: Prepared) -> Marked:
@@ -84,5 +86,7 @@ def lower(prepared: Prepared) -> Marked:
     gm = run_passes((LowerGates(traced.fake_mode, traced.weights),), copy, context)
     model = export(prepared.interface, traced, gm)
     tidy(model)
+    if prepared.source is not None:
+        blocks.fill(model, context.pathways, prepared.source)
     gates = {gate.id: gate for gate in context.gates}
     return Marked(prepared.interface, model, gates, context.pathways, context.refusals)

@@ -25,7 +25,7 @@ class LowerGates:
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
         """Edit `gm` in place."""
-        lowering = Lowering(gm, self.fake_mode, self.weights)
+        lowering = Lowering(gm, self.fake_mode, self.weights, context.pathways)
         holders = {_memory(gm, node): node for node in gm.graph.find_nodes(op="get_attr")}
         for gate in context.gates:
             for node in [user for user in holders[gate.record.data_ptr()].users if user.target in LOWER]:

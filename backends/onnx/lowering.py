@@ -1,6 +1,6 @@
 """What turning one gate into a node of the domain `srrc` needs to know of the graph."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch._subclasses import FakeTensorMode
 
 from srrc.passes.emit import emit, emit_tensor
 from srrc.passes.linear_arguments import replace
+from srrc.pathways.base import Pathway
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,11 +18,13 @@ class Lowering:
     """A graph that is being lowered.
 
     weights: placeholder name -> the parameter it holds
+    pathways: found in the graph that this one is a copy of
     """
 
     gm: fx.GraphModule
     fake_mode: FakeTensorMode
     weights: Mapping[str, Tensor]
+    pathways: Sequence[Pathway] = ()
 
     def tensor(self, node: object) -> Tensor:
         """The values of a weight, or of a view of one."""
@@ -31,6 +34,12 @@ class Lowering:
         assert node.target in {torch.ops.aten.t.default, torch.ops.aten.slice.Tensor}
         view: Callable[..., Tensor] = node.target
         return view(*(self.tensor(each) if isinstance(each, fx.Node) else each for each in node.args))
+
+    def node(self, name: str) -> fx.Node:
+        """The node of this name."""
+        (found,) = (node for node in self.gm.graph.nodes if node.name == name)
+        assert isinstance(found, fx.Node)
+        return found
 
     def hold(self, tensor: Tensor) -> fx.Node:
         """Hold a new tensor in the graph, and read it at the insertion point."""

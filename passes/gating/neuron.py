@@ -6,32 +6,41 @@ from torch._subclasses import FakeTensorMode
 
 from srrc.passes.context import Context
 from srrc.passes.emit import emit, emit_tensor, value_of
+from srrc.passes.gating import blocks
 from srrc.passes.gating.source import GateSource, GateTensors, emit_gates
 from srrc.passes.linear_arguments import mlp_arguments, replace
 from srrc.pathways.base import Pathway
 from srrc.pathways.neuron import Mlp
+from srrc.reasons import Reason, Refusal
 from srrc.runtime.gates import Gate
 
 
 def gate_ids(pathway: Pathway) -> list[str]:
-    """The rows of `srr::neuron_mlp`'s gates; a plain MLP has no neuron gate before `up`."""
+    """The rows of `srr::neuron_mlp`'s gates (a plain MLP has no neuron gate before `up`), and the gate on blocks."""
     site = pathway.site
     assert isinstance(site, Mlp)
     parts = ("input", "neuron", "down") if site.gate is not None else ("input", "down")
-    return [f"neuron:{pathway.place}/{part}" for part in parts]
+    return [*(f"neuron:{pathway.place}/{part}" for part in parts), blocks.gate_id_of(pathway)]
 
 
 def skips_up_rows(pathway: Pathway, source: GateSource) -> bool:
     """Whether `up` is kept by rows, for its neuron gate, rather than by input channels: it cannot be both."""
-    return source.covers(f"neuron:{pathway.place}/neuron") and len(gate_ids(pathway)) == 3
+    site = pathway.site
+    return isinstance(site, Mlp) and site.gate is not None and source.covers(f"neuron:{pathway.place}/neuron")
 
 
 def insert(
     gm: fx.GraphModule, pathway: Pathway, source: GateSource, context: Context, fake_mode: FakeTensorMode
 ) -> list[Gate]:
-    """Replace the MLP by one `srr::neuron_mlp`."""
+    """Replace the MLP by one `srr::neuron_mlp`; or mask its blocks, where the backend has a gate on those."""
     site = pathway.site
     assert isinstance(site, Mlp)
+    if blocks.fits(pathway, source):
+        return blocks.insert(gm, pathway, source, context, fake_mode)
+    *own, _ = gate_ids(pathway)
+    if not any(map(source.covers, own)):
+        context.refusals.append(Refusal(pathway.place, "neuron", Reason.NOT_GATED_YET))
+        return []
     first = tuple(linear for linear in (site.gate, site.up) if linear is not None)
     norms = {
         "input": source.column_norm(first),
@@ -58,6 +67,6 @@ def _gates(pathway: Pathway, site: Mlp, source: GateSource, held: GateTensors) -
     rows = {"input": 0, "neuron": 1, "down": 2}
     return [
         held.gate(gate_id, rows[part], 2.0 * units[part], units[part] * size)
-        for gate_id in gate_ids(pathway)
+        for gate_id in gate_ids(pathway)[:-1]
         for part in [gate_id.rsplit("/", 1)[1]]
     ]

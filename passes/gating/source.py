@@ -28,6 +28,7 @@ class GateSource:
     many_rows: whether to gate what has many rows too, where skipping saves no time: for calibration, which looks at
              many tokens at once
     coarse:  whether coarse weights may stand in for a branch's own: the backend has ops for them
+    blocks:  whether MLPs are gated by blocks of neurons: the backend splits their weights
     fuel:    how many gates may be inserted, None for all of them (`SRRC_FUEL`)
     """
 
@@ -36,6 +37,7 @@ class GateSource:
     vectors: Mapping[str, torch.Tensor] = field(default_factory=dict)
     many_rows: bool = False
     coarse: bool = False
+    blocks: bool = False
     fuel: int | None = None
 
     def matrix(self, linear: Linear) -> torch.Tensor:

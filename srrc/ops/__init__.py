@@ -5,6 +5,7 @@ the fake and the gradient. A backend registers kernels for the same names when i
 """
 
 from srrc.ops import (
+    block_gate,
     channel_linear,
     coarse_head,
     coarse_linear,
@@ -18,6 +19,7 @@ from srrc.ops import (
 )
 
 __all__ = [
+    "block_gate",
     "channel_linear",
     "coarse_head",
     "coarse_linear",

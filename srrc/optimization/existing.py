@@ -54,7 +54,13 @@ class Existing:
         gated = _GatedFile(read, self.interface.outputs)
         coarse = settings.coarse
         return calibrate_graph(
-            gated, weights, self.interface.name, inputs, layers=coarse is None, coarse=coarse
+            gated,
+            weights,
+            self.interface.name,
+            inputs,
+            layers=coarse is None,
+            coarse=coarse,
+            blocks=settings.blocks,
         )
 
     def mark(self, profile: Profile | None, settings: Settings) -> Marked:

@@ -18,14 +18,16 @@ from srrc.backends.onnx.session import Session
 from srrc.bench.memory import peak, reset_peak
 from srrc.control.plan import Plan
 from srrc.errors import DriftError
+from srrc.optimization.branches import branches_of
 from srrc.optimization.checks import Parity, check_file, compare_outputs
 from srrc.optimization.frontier import measure_frontier, plot_frontier
-from srrc.optimization.plan import GatePlan, Saving, make_plan, other_budgets
+from srrc.optimization.plan import GatePlan, Measured, Saving, make_plan, other_budgets
 from srrc.optimization.quality import Quality
 from srrc.optimization.reader import Reader, reader_of
 from srrc.optimization.report import FileReport, GateReport
 from srrc.optimization.settings import Settings
 from srrc.optimization.timing import latencies, measure_savings
+from srrc.passes.gating.blocks import BLOCKS
 from srrc.passes.gating.residual import COARSE
 from srrc.profile import Profile
 
@@ -78,7 +80,11 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
     reader = reader_of(work.model, work.tokenizer, interface, settings)
     exact = Session(exact_path, settings.threads)
     dense = _quantised(work, marked, {}, "quantised") or exact
-    plan, savings, seconds = _plan(work, marked, dense, reader)
+    plan, budgets, measured = GatePlan(Plan(), {}, {}), {}, Measured(0.0, {})
+    if profile is not None and gates_in(marked.model):
+        measured = _measured(work, marked, dense, reader)
+        plan = make_plan(profile, measured, settings.budget, settings.max_drift)
+        budgets = other_budgets(profile, measured, plan, settings.max_drift)
     path = _put(marked, plan.thresholds, out)
     with work.step("checking"):
         check_file(path)
@@ -98,7 +104,6 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
         _refuse_drift(quality, settings.max_drift)
     with work.step("timing"):
         latency = latencies(reader, dense, session, settings.rounds)
-    budgets = {} if profile is None else other_budgets(profile, savings, seconds, plan, settings.max_drift)
     frontier = None
     if settings.frontier and plan.thresholds and profile is not None:
         with work.step("measuring every budget"):
@@ -118,7 +123,7 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
         quality=quality,
         latency=latency,
         gates=[
-            GateReport(gate, at, limit, plan.plan.fractions.get(gate, 0.0), *_pair(savings[gate]))
+            GateReport(gate, at, limit, plan.plan.fractions.get(gate, 0.0), *_pair(measured.savings[gate]))
             for at, (gate, limit) in enumerate(plan.thresholds.items())
         ],
         left_out=left_out,
@@ -150,16 +155,12 @@ def _quantised(work: Work, marked: Marked, thresholds: Mapping[str, float], name
         return Session(quantise(path, BITS[work.settings.precision]), work.settings.threads)
 
 
-def _plan(
-    work: Work, marked: Marked, dense: Session, reader: Reader
-) -> tuple[GatePlan, Mapping[str, Saving], float]:
-    """The plan, from what each gate that can stand in the file measures."""
-    gates = gates_in(marked.model)
-    if not gates or work.profile is None:
-        return GatePlan(Plan(), {}, {}), {}, 0.0
+def _measured(work: Work, marked: Marked, dense: Session, reader: Reader) -> Measured:
+    """What each gate that can stand in the file saves and costs."""
     settings = work.settings
     savings: dict[str, Saving] = {}
     seconds = 0.0
+    gates = gates_in(marked.model)
     for members in _apart(gates):
         opened = dict.fromkeys(members, -1.0)
         every = _quantised(work, marked, opened, "every")
@@ -168,19 +169,19 @@ def _plan(
                 _put(marked, opened, work.folder / f"{marked.interface.name}-every"), settings.threads
             )
         with work.step("timing gates"):
-            groups = {gate: (gate.endswith(COARSE), *_cost(marked, gate)) for gate in members}
+            groups = {gate: _cost(marked, gate) for gate in members}
             feeds = reader.calls()[-1].feeds
             seconds, found = measure_savings(dense, every, feeds, members, groups, settings.rounds)
         savings |= found
-    savings = {gate: savings[gate] for gate in gates}
-    return make_plan(work.profile, savings, seconds, settings.budget, settings.max_drift), savings, seconds
+    return Measured(seconds, {gate: savings[gate] for gate in gates}, branches_of(marked.pathways))
 
 
 def _apart(gates: list[str]) -> list[list[str]]:
-    """Gates that may stand in one file without one inside of another: those that leave branches out, and the others."""
+    """Gates that may stand in one file without one inside of another."""
     out = [gate for gate in gates if gate.startswith("residual:") and not gate.endswith(COARSE)]
-    others = [gate for gate in gates if gate not in out]
-    return [members for members in (out, others) if members]
+    inner = [gate for gate in gates if gate.endswith(BLOCKS)]
+    others = [gate for gate in gates if gate not in {*out, *inner}]
+    return [members for members in (out, inner, others) if members]
 
 
 def _cost(marked: Marked, gate: str) -> tuple[float, float]:

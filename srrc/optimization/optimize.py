@@ -139,6 +139,7 @@ def _calibrated(work: Work, model: nn.Module, inputs: Mapping[str, Tensor] | Non
             channels=False,
             layers=coarse is None,
             coarse=coarse,
+            blocks=work.settings.blocks,
             progress=False,
         )
 

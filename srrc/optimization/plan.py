@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -23,6 +23,21 @@ class Saving:
     overhead: float
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What gates do to one call of a file.
+
+    dense:    seconds of the call without any
+    savings:  gate id -> what it saves and costs
+    branches: gate id -> the branch that it is on, for those that are on one. A branch has one gate: two would stand one
+              inside of the other, and in an `If` inside of an `If` ONNX Runtime packs no weights
+    """
+
+    dense: float
+    savings: Mapping[str, Saving]
+    branches: Mapping[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, eq=False)
 class GatePlan:
     """What a file is to do.
@@ -38,54 +53,58 @@ class GatePlan:
 
 
 def make_plan(
-    profile: Profile,
-    savings: Mapping[str, Saving],
-    dense: float,
-    budget: float | None,
-    max_drift: float | None,
+    profile: Profile, measured: Measured, budget: float | None, max_drift: float | None
 ) -> GatePlan:
-    """The plan over the gates in `savings`, of a call that takes `dense` seconds without any.
+    """The plan over the gates that were measured.
 
     A gate that saves less than it costs is left out, and so is one that the plan does not use.
     """
+    savings = measured.savings
     paying = {gate: each for gate, each in savings.items() if each.saved > each.overhead}
     left_out = dict.fromkeys(savings.keys() - paying.keys(), "measured slower in ONNX Runtime")
     profile = _to_the_end(profile)
     while True:
         phase = PhaseCost(
-            0.0, dense, {gate: _cost(profile.gates[gate], each) for gate, each in paying.items()}
+            0.0, measured.dense, {gate: _cost(profile.gates[gate], each) for gate, each in paying.items()}
         )
         plan = controller.plan(profile, budget=budget, max_drift=max_drift, phases={"decode": phase})
-        second = _second_gates(plan)
+        second = _second_gates(plan, measured)
         if not second:
             break
         paying = {gate: each for gate, each in paying.items() if gate not in second}
-        left_out |= dict.fromkeys(second, "its branch has the other gate: one inside of another is slow")
+        left_out |= dict.fromkeys(second, "its branch has another gate: one inside of another is slow")
     records = plan.thresholds["decode"]
     left_out |= dict.fromkeys(paying.keys() - records.keys(), "the budget is reached without it")
     return GatePlan(plan, {gate: records[gate][0] for gate in savings if gate in records}, left_out)
 
 
-def _second_gates(plan: Plan) -> set[str]:
-    """Of branches that the plan puts both gates on, the one that leaves the branch out.
+def _second_gates(plan: Plan, measured: Measured) -> set[str]:
+    """Of gates that the plan puts on one branch, all but one: that with coarse weights, or the one that saves most.
 
-    One would stand inside of the other, and in an `If` inside of an `If` ONNX Runtime packs no weights. Coarse weights
-    cost a hundredth of the drift; what they save is most of a branch.
+    Coarse weights cost a hundredth of the drift; what they save is most of a branch.
     """
-    both = (gate.removesuffix(COARSE) for gate in plan.fractions if gate.endswith(COARSE))
-    return {outer for outer in both if outer.startswith("residual:") and outer in plan.fractions}
+    best: dict[str, str] = {}
+    worth = {
+        gate: (gate.endswith(COARSE), fraction * measured.savings[gate].saved)
+        for gate, fraction in plan.fractions.items()
+    }
+    for gate, own in worth.items():
+        branch = measured.branches.get(gate, gate)
+        if branch not in best or own > worth[best[branch]]:
+            best[branch] = gate
+    return worth.keys() - best.values()
 
 
 def other_budgets(
-    profile: Profile, savings: Mapping[str, Saving], dense: float, plan: GatePlan, max_drift: float | None
+    profile: Profile, measured: Measured, plan: GatePlan, max_drift: float | None
 ) -> dict[float, list[float]]:
     """Budget -> thresholds of the file's gates, for budgets down to what they can save; 1.0 opens all of them."""
     found = {1.0: [-1.0] * len(plan.thresholds)}
-    kept = {gate: savings[gate] for gate in plan.thresholds}
+    kept = {gate: measured.savings[gate] for gate in plan.thresholds}
     for budget in BUDGETS:
         if budget < plan.plan.spent - 0.005:
             break
-        made = make_plan(profile, kept, dense, budget, max_drift)
+        made = make_plan(profile, dataclasses.replace(measured, savings=kept), budget, max_drift)
         found[budget] = [made.thresholds.get(gate, -1.0) for gate in plan.thresholds]
     return found
 
@@ -98,7 +117,8 @@ def _cost(gate: GateProfile, saving: Saving) -> GateCost:
     whole = saving.saved - saving.overhead
     if gate.kind == "vocab":
         return GateCost(gate.cost.units, 0.0, 0.0, 0.0, spared_bytes=whole)
-    return GateCost(1, 0.0, saving.saved, 0.0, fixed_bytes=saving.overhead)
+    units = gate.cost.units
+    return GateCost(units, 0.0, saving.saved / units, 0.0, fixed_bytes=saving.overhead)
 
 
 def _to_the_end(profile: Profile) -> Profile:

@@ -22,7 +22,7 @@ class Settings:
     max_drift:  largest mean KL(dense, gated), nats a token: planned for, and measured; None tolerates any
     levels:     which kinds of pathway may be gated
     coarse:     bits of the weights that stand in for a branch's own where a profile is made here: 4, 8, or None to
-                leave branches out instead
+                leave branches and blocks of neurons out instead
     precision:  of the weights, one of PRECISIONS; int8 and int4 by ONNX Runtime's own quantiser
     opset:      of the files
     threads:    of ONNX Runtime where it is timed
@@ -70,6 +70,13 @@ class Settings:
                 raise OptionError(f"{name}={value!r} is not a whole number of at least 1")
         if type(self.past) is not int or self.past < 0:
             raise OptionError(f"past={self.past!r} is not a whole number of at least 0")
+
+    @property
+    def blocks(self) -> int | None:
+        """Into how many blocks the neurons of MLPs are split where a profile is made here. None beside coarse weights,
+        which save more and drift less.
+        """
+        return 8 if self.coarse is None and "neuron" in self.levels else None
 
     @property
     def exact(self) -> bool:

@@ -13,7 +13,7 @@ from srrc.relevance.basis import Moments
 RIDGE = 0.03
 """Share of the features' mean variance added to every direction: there are not many more tokens than features."""
 
-_SMALLEST = 1e-6
+SMALLEST = 1e-6
 """Relative sizes below it count as it: an exact zero has no logarithm."""
 
 
@@ -32,20 +32,31 @@ class ProbeFit:
         """`part` is "entry" (value [..., H]), "exit" or "stream" (both [..., N]); the last of the three is fitted."""
         rows = value.detach().reshape(-1, value.shape[-1]).float()
         if part == "entry":
-            self._seen[part] = rows / rows.square().mean(-1, keepdim=True).sqrt()
+            self._seen[part] = direction(rows)
         else:
             self._seen[part] = torch.linalg.vector_norm(rows, dim=-1)
         if len(self._seen) < 3:
             return
-        ratio = (self._seen["exit"] / self._seen["stream"]).clamp(min=_SMALLEST).log()
+        ratio = (self._seen["exit"] / self._seen["stream"]).clamp(min=SMALLEST).log()
         both = torch.cat((self._seen["entry"], ratio[:, None]), -1)
         self._seen = {}
         self._moments.add(both[both.isfinite().all(-1)])
 
     def probe(self) -> Tensor:
         """float32 [H + 1]: weights, then the bias. Zeros and the mean where nothing varied."""
-        mean, moments = self._moments.mean, self._moments.covariance
-        features, cross = moments[:-1, :-1], moments[:-1, -1]
-        ridge = RIDGE * features.diagonal().mean().clamp(min=1e-12)
-        weights = torch.linalg.solve(features + ridge * torch.eye(self._width, dtype=torch.float64), cross)
-        return torch.cat((weights, (mean[-1] - mean[:-1] @ weights)[None])).float()
+        return ridge(self._moments, self._width)[0]
+
+
+def direction(rows: Tensor) -> Tensor:
+    """X / rms(x) of float32 rows [..., H]."""
+    return rows / rows.square().mean(-1, keepdim=True).sqrt()
+
+
+def ridge(moments: Moments, width: int) -> Tensor:
+    """Probes from moments of (features [width], targets [T]): float32 [T, width + 1], weights and then the bias."""
+    mean, both = moments.mean, moments.covariance
+    features, cross = both[:width, :width], both[:width, width:]
+    added = RIDGE * features.diagonal().mean().clamp(min=1e-12)
+    weights = torch.linalg.solve(features + added * torch.eye(width, dtype=torch.float64), cross)
+    bias = mean[width:] - mean[:width] @ weights
+    return torch.cat((weights, bias[None])).t().contiguous().float()

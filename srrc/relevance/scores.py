@@ -14,7 +14,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 
 from srrc.ops import activation as activations
-from srrc.ops import coarse_head, layer_gate
+from srrc.ops import block_gate, coarse_head, layer_gate
 from srrc.ops.gate import input_score
 from srrc.ops.vocab_head import rotate
 
@@ -57,11 +57,16 @@ def _layer_gate(a: Arguments) -> list[Scored]:
     return [Scored(layer_gate.score(a["x"], a["probe"]), torch.ones(1))]
 
 
+def _block_gate(a: Arguments) -> list[Scored]:
+    return [Scored(block_gate.score(a["x"], a["probes"]), torch.ones(len(a["probes"])))]
+
+
 def _coarse_head(a: Arguments) -> list[Scored]:
     return [Scored(coarse_head.score(a["x"]), torch.ones(1))]
 
 
 _SCORES: Mapping[str, tuple[str, Callable[[Arguments], list[Scored]]]] = {
+    "srr::block_gate": ("gate", _block_gate),
     "srr::channel_linear": ("gate", _channel_linear),
     "srr::coarse_head": ("gate", _coarse_head),
     "srr::layer_gate": ("gate", _layer_gate),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from srrc.optimization.plan import Saving, make_plan, other_budgets
+from srrc.optimization.plan import Measured, Saving, make_plan, other_budgets
 from srrc.profile import GateCost, GateProfile, Profile
 
 
@@ -28,8 +28,7 @@ def profile(**drifts: float) -> Profile:
 def test_a_gate_that_costs_what_it_saves_is_left_out() -> None:
     made = make_plan(
         profile(**{"residual:a": 0.1, "residual:b": 0.1}),
-        {"residual:a": Saving(0.3, 0.01), "residual:b": Saving(0.01, 0.02)},
-        dense=1.0,
+        Measured(1.0, {"residual:a": Saving(0.3, 0.01), "residual:b": Saving(0.01, 0.02)}),
         budget=0.8,
         max_drift=None,
     )
@@ -42,23 +41,40 @@ def test_a_gate_that_costs_what_it_saves_is_left_out() -> None:
 def test_a_branch_has_one_gate_the_one_that_drifts_less() -> None:
     made = make_plan(
         profile(**{"residual:a": 0.05, "residual:a/coarse": 0.01}),
-        {"residual:a": Saving(0.3, 0.001), "residual:a/coarse": Saving(0.2, 0.001)},
-        dense=1.0,
+        Measured(
+            1.0,
+            {"residual:a": Saving(0.3, 0.001), "residual:a/coarse": Saving(0.2, 0.001)},
+            {"residual:a": "a", "residual:a/coarse": "a"},
+        ),
         budget=0.65,
         max_drift=None,
     )
     assert list(made.thresholds) == ["residual:a/coarse"]
-    assert "the other gate" in made.left_out["residual:a"]
+    assert "another gate" in made.left_out["residual:a"]
     assert made.plan.spent == pytest.approx(0.8, abs=0.002), (
         "0.65 is out of reach, and the report says what is reached"
     )
 
 
+def test_of_gates_that_leave_out_the_one_that_saves_most_stays() -> None:
+    gates = ("residual:a", "neuron:m/blocks", "neuron:n/blocks")
+    made = make_plan(
+        profile(**dict(zip(gates, (0.5, 0.01, 0.01), strict=True))),
+        Measured(
+            1.0,
+            dict.fromkeys(gates, Saving(0.3, 0.001)),
+            {"residual:a": "a", "neuron:m/blocks": "a", "neuron:n/blocks": "b"},
+        ),
+        budget=0.5,
+        max_drift=None,
+    )
+    assert set(made.thresholds) == {"neuron:m/blocks", "neuron:n/blocks"}
+
+
 def test_coarse_weights_may_stand_in_for_all_that_was_calibrated() -> None:
     made = make_plan(
         profile(**{"residual:a/coarse": 0.001}),
-        {"residual:a/coarse": Saving(0.5, 0.0)},
-        dense=1.0,
+        Measured(1.0, {"residual:a/coarse": Saving(0.5, 0.0)}),
         budget=0.4,
         max_drift=None,
     )
@@ -70,7 +86,10 @@ def test_coarse_weights_may_stand_in_for_all_that_was_calibrated() -> None:
 
 def test_a_head_saves_by_being_closed() -> None:
     made = make_plan(
-        profile(**{"vocab:h": 0.001}), {"vocab:h": Saving(0.2, 0.01)}, 1.0, budget=0.9, max_drift=None
+        profile(**{"vocab:h": 0.001}),
+        Measured(1.0, {"vocab:h": Saving(0.2, 0.01)}),
+        budget=0.9,
+        max_drift=None,
     )
     assert made.thresholds["vocab:h"] >= 0
     assert made.plan.spent == pytest.approx(0.81)
@@ -78,9 +97,9 @@ def test_a_head_saves_by_being_closed() -> None:
 
 def test_other_budgets_end_where_the_file_does_and_open_everything_at_one() -> None:
     held = profile(**{"residual:a": 0.1, "residual:b": 0.3})
-    savings = {name: Saving(0.2, 0.0) for name in held.gates}
-    made = make_plan(held, savings, 1.0, budget=0.75, max_drift=None)
-    found = other_budgets(held, savings, 1.0, made, None)
+    measured = Measured(1.0, {name: Saving(0.2, 0.0) for name in held.gates})
+    made = make_plan(held, measured, budget=0.75, max_drift=None)
+    found = other_budgets(held, measured, made, None)
     assert list(found) == [1.0, 0.95, 0.9, 0.85, 0.8, 0.75]
     assert found[1.0] == [-1.0, -1.0]
     first = [limits[0] for limits in found.values()]
@@ -90,7 +109,10 @@ def test_other_budgets_end_where_the_file_does_and_open_everything_at_one() -> N
 
 def test_drift_wins_over_the_budget() -> None:
     made = make_plan(
-        profile(**{"residual:a": 0.1}), {"residual:a": Saving(0.5, 0.0)}, 1.0, budget=0.6, max_drift=0.02
+        profile(**{"residual:a": 0.1}),
+        Measured(1.0, {"residual:a": Saving(0.5, 0.0)}),
+        budget=0.6,
+        max_drift=0.02,
     )
     assert made.plan.drift <= 0.02 + 1e-6
     assert made.plan.spent > 0.6

@@ -9,7 +9,7 @@ from onnx_ir.passes import common
 from torch import fx
 
 import srrc.ops  # noqa: F401  (defines torch.ops.srr)
-from srrc.backends.onnx.gates import branch, experts, head
+from srrc.backends.onnx.gates import blocks, branch, experts, head
 from srrc.backends.onnx.lowering import Lowering
 
 DOMAIN = "srrc"
@@ -19,12 +19,14 @@ THRESHOLDS = "srrc_thresholds"
 
 LOWER: dict[object, Callable[[Lowering, fx.Node, str], None]] = {
     torch.ops.srr.layer_gate.default: branch.lower,
+    torch.ops.srr.block_gate.default: blocks.lower,
     torch.ops.srr.coarse_head.default: head.lower,
     torch.ops.srr.vocab_head.default: head.lower_by_direction,
 }
 """Gated op -> what puts a node of the domain `srrc` in its place: (graph, gated op, id of the gate)."""
 
 EXPAND: dict[str, tuple[Callable[[ir.Node, ir.Value], None], Callable[[ir.Node], None]]] = {
+    "Blocks": (blocks.expand, blocks.leave),
     "Branch": (branch.expand, branch.leave),
     "Head": (head.expand, head.leave),
     "GroupedProduct": (experts.expand, experts.expand),

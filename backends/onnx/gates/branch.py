@@ -48,7 +48,7 @@ def leave(node: ir.Node) -> None:
 
 
 @dataclass(frozen=True, eq=False)
-class _Part:
+class Part:
     """One of the values that a branch may have: what computes it, and it for chosen positions."""
 
     region: list[ir.Node]
@@ -56,7 +56,8 @@ class _Part:
     value: ir.Value
 
     @classmethod
-    def of(cls, node: ir.Node, value: ir.Value, axis: int) -> "_Part":
+    def of(cls, node: ir.Node, value: ir.Value, axis: int) -> "Part":
+        """All that leads to `value`, which `node` reads, and nowhere else. axis: of the positions."""
         region = leading_to(node, [value])
         rows = RowSelection(set(region))
         some = rows.some(value, axis) if axis >= 0 else value
@@ -83,16 +84,16 @@ def expand(node: ir.Node, threshold: ir.Value) -> None:
     axis = len(value.shape) - 2
     nodes: Nodes = []
     choice = token_choice(nodes, node, threshold, axis)
-    add = _addition(node)
+    add = addition(node)
     end = node.outputs[0] if add is None else add.outputs[0]
     stream = None if add is None else next(each for each in add.inputs if each is not node.outputs[0])
-    part = _Part.of(node, value, axis)
+    part = Part.of(node, value, axis)
     regions = [*part.region]
     result = ir.val("result", end.dtype, end.shape)
     if other is None:
-        _left_out_or(nodes, part, choice, node, stream, result)
+        left_out_or(nodes, part, choice, (node.inputs[0], value), stream, result)
     else:
-        stand_in = _Part.of(node, other, axis)
+        stand_in = Part.of(node, other, axis)
         regions += stand_in.region
         _stood_in_for(nodes, part, stand_in, choice, value, stream, result)
     graph.insert_before(node if add is None else add, nodes)
@@ -100,10 +101,18 @@ def expand(node: ir.Node, threshold: ir.Value) -> None:
     graph.remove([*([] if add is None else [add]), node, *_reversed(graph, regions)], safe=True)
 
 
-def _left_out_or(
-    nodes: Nodes, part: _Part, choice: TokenChoice, node: ir.Node, stream: ir.Value | None, result: ir.Value
+def left_out_or(
+    nodes: Nodes,
+    part: Part,
+    choice: TokenChoice,
+    like: tuple[ir.Value | None, ir.Value],
+    stream: ir.Value | None,
+    result: ir.Value,
 ) -> None:
-    """The branch, or nothing in its place: one `If` around all of it."""
+    """`result` is `stream` + `part` for the tokens that are kept, `stream` for the others: one `If` around all of it.
+
+    like: (a value with a row a token, what the part would be): zeros are made like them where there is no stream
+    """
     computed: Nodes = []
     if part.selects:
         choice.take(computed, part.rows, op(computed, "Not", [choice.dropped]), kept=True)
@@ -115,7 +124,7 @@ def _left_out_or(
     sums = (whole, [total(whole, stream, part.value)])
     choose(computed, choice.dropped, (some, [put]), sums, [found], ("put_back", "every_token"))
     left_out: Nodes = []
-    bypass = stream if stream is not None else _zeros(left_out, node)
+    bypass = stream if stream is not None else zeros(left_out, *like)
     choose(
         nodes, choice.nothing, (left_out, [bypass]), (computed, [found]), [result], ("left_out", "computed")
     )
@@ -123,8 +132,8 @@ def _left_out_or(
 
 def _stood_in_for(
     nodes: Nodes,
-    part: _Part,
-    other: _Part,
+    part: Part,
+    other: Part,
     choice: TokenChoice,
     value: ir.Value,
     stream: ir.Value | None,
@@ -161,9 +170,9 @@ def _put(
     nodes: Nodes,
     choice: TokenChoice,
     value: ir.Value,
-    part: _Part,
+    part: Part,
     stream: ir.Value | None,
-    other: _Part | None,
+    other: Part | None,
 ) -> ir.Value:
     """What was computed for chosen positions, in its places; and in the others' what stands in for it.
 
@@ -183,17 +192,15 @@ def _put(
     return op(nodes, "Where", [kept, value, zero])
 
 
-def _zeros(nodes: Nodes, node: ir.Node) -> ir.Value:
+def zeros(nodes: Nodes, entry: ir.Value | None, value: ir.Value) -> ir.Value:
     """Zeros in the shape of a value that is not there to ask for it."""
-    entry, value = node.inputs[0], node.inputs[2]
-    assert value is not None
     assert value.dtype is not None
     rows = op(nodes, "Shape", [entry], {"start": 0, "end": -1})
     shape = op(nodes, "Concat", [rows, constant(nodes, [width_of(value)], np.int64)], {"axis": 0})
     return op(nodes, "ConstantOfShape", [shape], {"value": ir.tensor(np.zeros(1, dtype=value.dtype.numpy()))})
 
 
-def _addition(node: ir.Node) -> ir.Node | None:
+def addition(node: ir.Node) -> ir.Node | None:
     """The sum behind the branch, where nothing else reads the branch's value."""
     out = node.outputs[0]
     users = list(out.consumers())

@@ -73,12 +73,25 @@ class TokenChoice:
 def token_choice(nodes: Nodes, node: ir.Node, threshold: ir.Value, axis: int) -> TokenChoice:
     """The decision of a gate `node`, whose inputs begin with entry [..., H] and probe [H + 1]. threshold: [1]."""
     entry, probe = node.inputs[:2]
+    (choice,) = token_choices(nodes, node, entry, probe, threshold, axis)
+    return choice
+
+
+def token_choices(
+    nodes: Nodes,
+    node: ir.Node,
+    entry: ir.Value | None,
+    probes: ir.Value | None,
+    threshold: ir.Value,
+    axis: int,
+) -> list[TokenChoice]:
+    """One decision for each of several units over the same tokens. probes: [units, H + 1], or [H + 1] for one."""
     assert entry is not None
-    assert probe is not None
-    weights = ir.convenience.get_const_tensor(probe)
+    assert probes is not None
+    weights = ir.convenience.get_const_tensor(probes)
     assert weights is not None
-    numbers = weights.numpy().astype(np.float32)
-    direction, bias = numbers[:-1], numbers[-1:]
+    numbers = np.atleast_2d(weights.numpy().astype(np.float32))
+    directions, bias = numbers[:, :-1].T, numbers[:, -1]
     norm = _norm_of(entry, node)
     if norm is None:
         wide = (
@@ -86,19 +99,33 @@ def token_choice(nodes: Nodes, node: ir.Node, threshold: ir.Value, axis: int) ->
             if entry.dtype == ir.DataType.FLOAT
             else op(nodes, "Cast", [entry], {"to": ir.DataType.FLOAT})
         )
-        ones = constant(nodes, np.ones_like(direction), np.float32)
+        ones = constant(nodes, np.ones(len(directions)), np.float32)
         normed = op(nodes, "RMSNormalization", [wide, ones], {"epsilon": 0.0, "axis": -1})
     else:
         normed, scale = norm
-        direction = direction / scale
+        directions = directions / scale[:, None]
         if normed.dtype != ir.DataType.FLOAT:
             normed = op(nodes, "Cast", [normed], {"to": ir.DataType.FLOAT})
-    score = op(nodes, "MatMul", [normed, constant(nodes, direction[:, None], np.float32)])
+    score = op(nodes, "MatMul", [normed, constant(nodes, directions, np.float32)])
     limit = op(nodes, "Sub", [op(nodes, "Log", [threshold]), constant(nodes, bias, np.float32)])
-    highest = op(nodes, "ReduceMax", [score], {"keepdims": 0})
-    lowest = op(nodes, "ReduceMin", [score], {"keepdims": 0})
+    tokens = constant(nodes, [*range(axis + 1)], np.int64)
+    highest = op(nodes, "ReduceMax", [score, tokens], {"keepdims": 0})
+    lowest = op(nodes, "ReduceMin", [score, tokens], {"keepdims": 0})
     nothing, dropped = (op(nodes, "LessOrEqual", [each, limit]) for each in (highest, lowest))
-    return TokenChoice(score, limit, nothing, dropped, axis)
+    apart = [_units(nodes, each, len(numbers)) for each in (score, limit, nothing, dropped)]
+    return [
+        TokenChoice(unit, bound, none, some, axis) for unit, bound, none, some in zip(*apart, strict=True)
+    ]
+
+
+def _units(nodes: Nodes, value: ir.Value, count: int) -> list[ir.Value]:
+    """`value` [..., count] as one value [..., 1] for each unit."""
+    if count == 1:
+        return [value]
+    attributes = [ir.AttrInt64("axis", -1), ir.AttrInt64("num_outputs", count)]
+    cut = ir.Node("", "Split", [value], attributes, num_outputs=count)
+    nodes.append(cut)
+    return [*cut.outputs]
 
 
 def _norm_of(

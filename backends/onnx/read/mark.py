@@ -7,15 +7,17 @@ import torch
 from torch import Tensor, fx
 
 from srrc.backends.onnx.build import replace_node
-from srrc.backends.onnx.gates import DOMAIN
+from srrc.backends.onnx.gates import DOMAIN, blocks
 from srrc.backends.onnx.gates.coarse import product_attributes
 from srrc.backends.onnx.read.mirror import VALUE, Mirror
 from srrc.backends.onnx.regions import copy_nodes, leading_to
 from srrc.ops.coarse_linear import coarse_weight
+from srrc.passes.gating.blocks import BLOCKS
 from srrc.passes.gating.coarse_vocab import BITS, EXACT
 from srrc.passes.gating.residual import COARSE
 from srrc.passes.gating.source import GateSource
 from srrc.pathways.base import Pathway
+from srrc.pathways.neuron import Mlp
 from srrc.pathways.residual import Branch
 from srrc.pathways.vocab import Head
 
@@ -25,18 +27,22 @@ def mark(
 ) -> list[str]:
     """Edit `model` in place. gates: ids of those to put in. Returns the ids of those that found no place."""
     wanted, missed = set(gates), []
-    for pathway in pathways:
+    # A branch's coarse copy is made of what it is without the gates inside.
+    for pathway in sorted(pathways, key=lambda each: each.kind != "residual"):
         name = f"{pathway.kind}:{pathway.place}"
-        for gate in (f"{name}{COARSE}", name):  # the coarse one is inside of the other
+        for gate in (f"{name}{COARSE}", name, f"{name}{BLOCKS}"):  # the coarse one is inside of the other
             if gate not in wanted:
                 continue
             site = pathway.site
             if isinstance(site, Branch):
                 placed = _branch(model, site, gate, name, source)
+            elif isinstance(site, Mlp):
+                placed = _blocks(model, site, gate)
             else:
                 placed = isinstance(site, Head) and _head(model, site, gate, mirror)
             if not placed:
                 missed.append(gate)
+    blocks.fill(model, pathways, source)
     return missed
 
 
@@ -112,6 +118,21 @@ def _bits(model: ir.Model, x: ir.Value, weight: Tensor, name: str, bits: int) ->
     ]
     attributes = product_attributes(weight.shape[1], weight.shape[0], bits)
     return ir.node("MatMulNBits", [x, *held], attributes, domain="com.microsoft")
+
+
+def _blocks(model: ir.Model, site: Mlp, gate: str) -> bool:
+    x, end = _value(site.x), _value(site.down.node)
+    producer = None if end is None else end.producer()
+    if x is None or end is None or producer is None or end.is_graph_output():
+        return False
+    marker = ir.node(blocks.OPERATOR, [x, end], {"gate": gate}, domain=DOMAIN)
+    made = marker.outputs[0]
+    made.type, made.shape = end.type, end.shape
+    model.graph.insert_after(producer, marker)
+    for user, at in list(end.uses()):
+        if user is not marker:
+            user.replace_input_with(at, made)
+    return True
 
 
 def _head(model: ir.Model, site: Head, gate: str, mirror: Mirror) -> bool:

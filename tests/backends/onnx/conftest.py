@@ -21,8 +21,10 @@ from srrc.options import LEVELS
 from srrc.passes.context import Context
 from srrc.passes.copy_graph import copy_graph
 from srrc.passes.find_pathways import FindPathways
+from srrc.passes.gating.blocks import BLOCKS, gate_id_of
 from srrc.passes.gating.source import GateSource
 from srrc.passes.normalise import Normalise
+from srrc.pathways.neuron import Mlp
 from srrc.pathways.residual import Branch
 
 VISION = ("vit", "clip", "resnet")
@@ -31,7 +33,8 @@ VISION = ("vit", "clip", "resnet")
 class Exported:
     """One file of a family's tiny model, gated.
 
-    which: "out" gates leave branches out, "coarse" gates let weights of 8 bits stand in, and the head's too
+    which: "out" gates leave branches out, "coarse" gates let weights of 8 bits stand in, and the head's too, "blocks"
+           gates leave blocks of neurons out
     """
 
     def __init__(self, interface: Interface, which: str, folder: Path) -> None:
@@ -70,6 +73,7 @@ def _source(traced: Traced, which: str) -> GateSource:
     covers = {
         "out": lambda gate: gate.startswith(("residual", "vocab")) and not gate.endswith("/coarse"),
         "coarse": lambda gate: gate.startswith(("residual", "vocab")) and gate.endswith("/coarse"),
+        "blocks": lambda gate: gate.endswith(BLOCKS),
     }
     FindPathways()(Normalise()(fx.GraphModule(traced.gm, copy_graph(traced.gm.graph)), context), context)
     generator = torch.Generator().manual_seed(0)
@@ -83,12 +87,18 @@ def _source(traced: Traced, which: str) -> GateSource:
                     f"residual:{pathway.place}/probe": probe,
                     f"residual:{pathway.place}/bits": torch.tensor(8),
                 }
+        if isinstance(pathway.site, Mlp):
+            gate, neurons = gate_id_of(pathway), pathway.site.down.in_features
+            directions = 0.3 * torch.randn(3, pathway.site.up.in_features, generator=generator)
+            vectors[f"{gate}/probes"] = torch.cat((directions, torch.zeros(3, 1)), 1)
+            vectors[f"{gate}/of"] = torch.arange(neurons)[torch.randperm(neurons, generator=generator)] % 3
     return GateSource(
         covers=covers[which],
         weights=traced.weights,
         vectors=vectors,
         many_rows=True,
         coarse=True,
+        blocks=True,
     )
 
 

@@ -30,6 +30,10 @@ DECODERS = marked(
 )
 
 
+MLPS = marked([name for name in families.names() if name not in UNGATED | {"mamba", "mixtral"}])
+"""With an MLP that every token goes through."""
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_open_gates_give_eagers_values_and_those_of_no_gates(name: str, export: Any) -> None:
     for file in export(name, "out"):
@@ -91,6 +95,26 @@ def test_coarse_weights_stand_in_as_in_torch(name: str, threshold: float, export
             # Where a number lies between two of 8 bits, it may be rounded either way: one token, and those that see it.
             assert off.max() <= 2e-2, output
             assert (off > 1e-4).float().mean() <= 0.2, output
+
+
+@pytest.mark.parametrize("name", MLPS)
+@pytest.mark.parametrize("threshold", [-1.0, 0.5, 1.0, 2.0, 1e9])
+def test_blocks_of_neurons_are_left_out_as_in_torch(name: str, threshold: float, export: Any) -> None:
+    for file in export(name, "blocks"):
+        assert file.gates
+        check_file(file.path)
+        limits = torch.full((len(file.gates),), threshold)
+        inputs = draw(file.interface, {BATCH: 2, SEQUENCE: 9, PAST: 4, ENCODER_SEQUENCE: 9}, 6)
+        expected, actual = file.reference(inputs, limits), file.run(inputs, limits)
+        dense = Session(file.dense).run(inputs)
+        moved = 0.0
+        for output, value in expected.items():
+            largest = value.abs().max().clamp(min=1e-6)
+            assert (actual[output] - value).abs().max() <= 1e-4 * largest, output
+            moved = max(moved, float((dense[output] - value).abs().max() / largest))
+        assert (moved > 1e-3) == (threshold >= 0.5), (
+            "gates that are closed change something, open ones nothing"
+        )
 
 
 def test_a_decoder_decides_alike_in_one_call_and_token_by_token(export: Any) -> None:
