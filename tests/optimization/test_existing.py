@@ -13,15 +13,21 @@ from typer.testing import CliRunner
 
 import srrc
 from srrc import cli
-from srrc.backends.onnx.gates import THRESHOLDS
+from srrc.backends.onnx.gates import THRESHOLDS, expand, gates_in
 from srrc.backends.onnx.read.mirror import mirror
+from srrc.backends.onnx.save import save
 from srrc.backends.onnx.session import Session
 from srrc.errors import ModelError
 from srrc.models_zoo import families
+from srrc.optimization.existing import Existing
+from srrc.optimization.gate_source import gate_source
 from srrc.optimization.settings import Settings
 from srrc.passes.context import Context
 from srrc.passes.find_pathways import FindPathways
+from srrc.passes.gating.blocks import BLOCKS
+from srrc.passes.insert_gates import InsertGates
 from srrc.passes.normalise import Normalise
+from srrc.passes.pipeline import run_passes
 
 QUICK = Settings(prompts=2, new_tokens=4, heldout_tokens=256, rounds=2, prefill=16, past=8)
 
@@ -61,8 +67,8 @@ def feed_of(model: ir.Model, batch: int, length: int) -> dict[str, torch.Tensor]
     ("family", "found"),
     [
         ("llama", {"residual": 4, "neuron": 2, "channel": 9, "vocab": 1, "attention": 2}),
-        ("gpt2", {"residual": 4, "channel": 9, "vocab": 1, "attention": 2}),
-        ("bert", {"residual": 4, "channel": 9, "attention": 2}),
+        ("gpt2", {"residual": 4, "neuron": 2, "channel": 9, "vocab": 1, "attention": 2}),
+        ("bert", {"residual": 4, "neuron": 2, "channel": 9, "attention": 2}),
     ],
 )
 def test_a_mirror_computes_the_file_and_has_its_pathways(
@@ -109,6 +115,50 @@ def test_it_is_gated_in_place(
     assert (closed[first] - opened[first]).abs().max() > 1e-6
     assert "If" in {node.op_type for node in onnx.load(path, load_external_data=False).graph.node}
     assert (tmp_path / "out" / "config.json").is_file()
+
+
+@pytest.mark.parametrize("which", ["coarse", "out", "blocks"])
+@pytest.mark.parametrize("family", ["llama", "bert"])
+def test_mixed_decisions_are_those_of_its_mirror(
+    family: str, which: str, written: Any, tmp_path: Path, letters: Any
+) -> None:
+    settings = dataclasses.replace(QUICK, budget=0.5, coarse=8 if which == "coarse" else None)
+    existing = Existing(written(family))
+    profile = existing.calibrate(letters, settings)
+    end = {"coarse": "/coarse", "blocks": BLOCKS}
+    kept = {
+        name: gate
+        for name, gate in profile.gates.items()
+        if (name.endswith(end[which]) if which in end else gate.kind == "residual")
+    }
+    marked = existing.mark(dataclasses.replace(profile, gates=kept), settings)
+    gates = gates_in(marked.model)
+    assert gates
+    model = ir.Model(marked.model.graph.clone(), ir_version=marked.model.ir_version)
+    expand(model, dict.fromkeys(gates, -1.0))
+    gated = Session(save(model, tmp_path / "model.onnx"))
+
+    read = mirror(ir.load(written(family)), feed_of(ir.load(written(family)), 2, 9))
+    context = Context(fqns=dict(read.fqns))
+    source = gate_source(dataclasses.replace(profile, gates=kept), read.fqns, read.weights)
+    passes = (Normalise(), FindPathways(), InsertGates(source, settings.levels, read.fake_mode))
+    gm = run_passes(passes, read.gm, context)
+    feed = feed_of(ir.load(written(family)), 2, 9)
+    weights = [read.weights[n.name] for n in gm.graph.find_nodes(op="placeholder") if n.name in read.weights]
+    opened = None
+    for fraction in (0.0, 0.3, 0.7, 1.0):
+        limits = {gate: profile.gates[gate].threshold(fraction) for gate in gates}
+        for gate in context.gates:
+            gate.record.copy_(torch.tensor([limits[gate.id], 0.0]))
+        with torch.no_grad():
+            expected = torch.fx.Interpreter(gm).run(*(feed[name] for name in read.inputs), *weights)[0]
+        thresholds = torch.tensor([limits[gate] for gate in gates])
+        actual = next(iter(gated.run({**feed, THRESHOLDS: thresholds}).values()))
+        off = (actual - expected).abs() / expected.abs().max()
+        # Where a number lies between two of 8 bits, it may be rounded either way.
+        assert off.max() <= (2e-2 if which == "coarse" else 1e-4), fraction
+        opened = actual if opened is None else opened
+    assert (actual - opened).abs().max() > 1e-6
 
 
 def test_a_file_that_has_gates_already_is_refused(

@@ -129,6 +129,7 @@ SPELLINGS: dict[str, Spelling] = {
     "Sub": _plain(operator.sub),
     "Mul": _plain(operator.mul),
     "Div": _plain(operator.truediv),
+    "Pow": _plain(operator.pow),
     "Sigmoid": _plain(torch.sigmoid),
     "Tanh": _plain(torch.tanh),
     "Relu": _plain(F.relu),
