@@ -127,6 +127,7 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
             for at, (gate, limit) in enumerate(plan.thresholds.items())
         ],
         left_out=left_out,
+        measured={gate: each for gate, each in measured.savings.items() if gate not in plan.thresholds},
         budgets=budgets,
         frontier=frontier,
         planned={"latency": plan.plan.spent, "drift": plan.plan.drift},

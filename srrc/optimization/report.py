@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.table import Table
 
 from srrc.optimization.checks import Parity
 from srrc.optimization.frontier import Frontier
+from srrc.optimization.plan import Saving
 from srrc.optimization.quality import Quality
 
 SECONDS = Mapping[str, Mapping[str, float]]
@@ -45,6 +47,7 @@ class FileReport:
     latency:  of both
     gates:    in the order of the thresholds
     left_out: pathway or gate -> why it has no gate
+    measured: gate -> what it saves and costs, as in `gates`, for those that were measured and left out
     budgets:  budget -> thresholds that give it
     frontier: the file at each of its budgets, where that was asked for
     planned:  what the controller expects: share of the dense latency, and drift
@@ -60,6 +63,7 @@ class FileReport:
     latency: SECONDS
     gates: Sequence[GateReport] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    measured: Mapping[str, Saving] = field(default_factory=dict)
     budgets: Mapping[float, Sequence[float]] = field(default_factory=dict)
     planned: Mapping[str, float] = field(default_factory=dict)
     frontier: Frontier | None = None
@@ -83,7 +87,11 @@ class Report:
 
     def tables(self) -> list[Table]:
         """What to print."""
-        return [_summary(self.files), *(_gates(each) for each in self.files if each.gates)]
+        return [
+            _summary(self.files),
+            *(_gates(each) for each in self.files if each.gates),
+            *(_left_out(each) for each in self.files if each.left_out),
+        ]
 
 
 def _plain(value: Any) -> Any:
@@ -132,6 +140,25 @@ _FIGURES: Mapping[str, Callable[[FileReport], str]] = {
     "drift, nats a token": _drift,
     "perplexity": _perplexity,
 }
+
+
+def _left_out(report: FileReport) -> Table:
+    """A row a kind of gate and reason. What was measured is the mean of them."""
+    table = Table(title=f"without a gate in {report.name}")
+    for column in ("what", "how many", "why", "saves at most, ms", "costs, ms"):
+        table.add_column(column, justify="left" if column in {"what", "why"} else "right")
+    rows: dict[tuple[str, str], list[str]] = {}
+    for name, reason in report.left_out.items():
+        kind, _, place = name.partition(":")
+        _, slash, part = place.partition("/")
+        rows.setdefault((f"{kind}{slash}{part}", reason), []).append(name)
+    for (what, reason), names in rows.items():
+        known = [report.measured[name] for name in names if name in report.measured]
+        means = [
+            statistics.mean(getattr(each, part) for each in known) for part in ("saved", "overhead") if known
+        ]
+        table.add_row(what, str(len(names)), reason, *(f"{1e3 * mean:.3f}" for mean in means))
+    return table
 
 
 def _gates(report: FileReport) -> Table:
