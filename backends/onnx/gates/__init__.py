@@ -1,14 +1,17 @@
 """How each gate becomes ONNX: first a node of the domain `srrc`, then standard operators. One file a gate."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from onnx_ir.passes import common
 from torch import fx
 
 import srrc.ops  # noqa: F401  (defines torch.ops.srr)
+from srrc.backends.onnx.build import Nodes, constant, op
 from srrc.backends.onnx.gates import blocks, branch, experts, head
 from srrc.backends.onnx.lowering import Lowering
 
@@ -25,15 +28,27 @@ LOWER: dict[object, Callable[[Lowering, fx.Node, str], None]] = {
 }
 """Gated op -> what puts a node of the domain `srrc` in its place: (graph, gated op, id of the gate)."""
 
-EXPAND: dict[str, tuple[Callable[[ir.Node, ir.Value], None], Callable[[ir.Node], None]]] = {
-    "Blocks": (blocks.expand, blocks.leave),
-    "Branch": (branch.expand, branch.leave),
-    "Head": (head.expand, head.leave),
-    "GroupedProduct": (experts.expand, experts.expand),
+
+@dataclass(frozen=True)
+class Operator:
+    """What an operator of the domain `srrc` becomes.
+
+    expand: puts standard operators in the place of a node, given its gate's limits: float32 [units], the logarithm of
+            the threshold less what `limits` says
+    leave:  takes the gate out
+    """
+
+    expand: Callable[[ir.Node, ir.Value], None]
+    leave: Callable[[ir.Node], None]
+    limits: Callable[[ir.Node], NDArray[np.float32]]
+
+
+OPERATORS = {
+    "Blocks": Operator(blocks.expand, blocks.leave, blocks.limits_of),
+    "Branch": Operator(branch.expand, branch.leave, branch.limits_of),
+    "Head": Operator(head.expand, head.leave, head.limits_of),
 }
-"""Operator of the domain `srrc` -> what puts standard operators in the place of a node, given its threshold; and what
-takes its gate out.
-"""
+"""Gates, by the type of their node."""
 
 
 def gates_in(model: ir.Model) -> list[str]:
@@ -49,14 +64,17 @@ def expand(model: ir.Model, thresholds: Mapping[str, float]) -> None:
                 `srrc_thresholds` is to hold them; it may be left out by a caller, and is these numbers then. The other
                 gates are taken out. Without any there is no such input.
     """
-    limits = _input(model, thresholds) if thresholds else {}
-    for node in [node for node in model.graph if node.domain == DOMAIN]:
+    nodes = [node for node in model.graph if node.domain == DOMAIN]
+    gated = {node.attributes.get_string("gate"): node for node in nodes if "gate" in node.attributes}
+    limits = _limits(model, {gate: (limit, gated[gate]) for gate, limit in thresholds.items()})
+    for node in nodes:
         limit = limits.get(node.attributes.get_string("gate", ""))
-        put, leave = EXPAND[node.op_type]
-        if limit is None:
-            leave(node)
+        if node.op_type == experts.OPERATOR:
+            experts.expand(node)
+        elif limit is None:
+            OPERATORS[node.op_type].leave(node)
         else:
-            put(node, limit)
+            OPERATORS[node.op_type].expand(node, limit)
     model.graph.opset_imports.pop(DOMAIN, None)
     for domain in {node.domain for node in model.graph.all_nodes()} - model.graph.opset_imports.keys():
         model.graph.opset_imports[domain] = 1
@@ -64,18 +82,27 @@ def expand(model: ir.Model, thresholds: Mapping[str, float]) -> None:
     _name_inner_values(model)
 
 
-def _input(model: ir.Model, thresholds: Mapping[str, float]) -> dict[str, ir.Value]:
-    """Gate id -> its threshold [1], cut from a new input with a default."""
-    default = ir.tensor(np.array([*thresholds.values()], dtype=np.float32), name=THRESHOLDS)
-    given = ir.val(THRESHOLDS, ir.DataType.FLOAT, ir.Shape([len(thresholds)]), const_value=default)
+def _limits(model: ir.Model, gates: Mapping[str, tuple[float, ir.Node]]) -> dict[str, ir.Value]:
+    """Gate id -> its limits [units], from a new input with a default. For all gates at once: each node costs time.
+
+    gates: id -> (threshold, node)
+    """
+    if not gates:
+        return {}
+    default = ir.tensor(np.array([limit for limit, _ in gates.values()], dtype=np.float32), name=THRESHOLDS)
+    given = ir.val(THRESHOLDS, ir.DataType.FLOAT, ir.Shape([len(gates)]), const_value=default)
     model.graph.inputs.append(given)
     model.graph.register_initializer(given)
-    cut = ir.Node(
-        "", "Split", [given], [ir.AttrInt64("axis", 0), ir.AttrInt64("num_outputs", len(thresholds))],
-        num_outputs=len(thresholds),
-    )  # fmt: skip
-    model.graph.insert_before(model.graph[0], cut)
-    return dict(zip(thresholds, cut.outputs, strict=True))
+    taken_off = [OPERATORS[node.op_type].limits(node) for _, node in gates.values()]
+    units = [len(each) for each in taken_off]
+    nodes: Nodes = []
+    of = constant(nodes, np.repeat(np.arange(len(gates)), units), np.int64)
+    logs = op(nodes, "Log", [op(nodes, "Gather", [given, of], {"axis": 0})])
+    limits = op(nodes, "Sub", [logs, constant(nodes, np.concatenate(taken_off), np.float32)])
+    sizes = constant(nodes, units, np.int64)
+    cut = ir.Node("", "Split", [limits, sizes], [ir.AttrInt64("axis", 0)], num_outputs=len(gates))
+    model.graph.insert_before(model.graph[0], [*nodes, cut])
+    return dict(zip(gates, cut.outputs, strict=True))
 
 
 def _name_inner_values(model: ir.Model) -> None:

@@ -11,14 +11,16 @@ The weights are those of the MLP, its neurons sorted by blocks: `fill` gives the
 
 from collections.abc import Iterable
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from onnx_ir import tensor_adapters
 from torch import Tensor, fx
 
 from srrc.backends.onnx.activations import ACTIVATIONS
 from srrc.backends.onnx.build import Nodes, op, replace_node, total
 from srrc.backends.onnx.gates.branch import Part, addition, left_out_or, zeros
-from srrc.backends.onnx.gates.token_choice import token_choices
+from srrc.backends.onnx.gates.token_choice import biases_of, token_choices
 from srrc.backends.onnx.lowering import Lowering
 from srrc.backends.onnx.select_rows import RowSelection
 from srrc.backends.onnx.symbolic import symbolic
@@ -129,8 +131,13 @@ def leave(node: ir.Node) -> None:
     replace_node(node, node.inputs[1])
 
 
-def expand(node: ir.Node, threshold: ir.Value) -> None:
-    """Put standard operators in the place of a `Blocks`. threshold: float32 [1]."""
+def limits_of(node: ir.Node) -> NDArray[np.float32]:
+    """What is taken off the logarithm of the threshold: float32 [blocks]."""
+    return biases_of(node.inputs[2])
+
+
+def expand(node: ir.Node, limit: ir.Value) -> None:
+    """Put standard operators in the place of a `Blocks`. limit: float32 [blocks]."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     x, value, probes, *weights = node.inputs
@@ -145,7 +152,7 @@ def expand(node: ir.Node, threshold: ir.Value) -> None:
     found = next(each for each in add.inputs if each is not node.outputs[0]) if add is not None else None
     found = zeros(nodes, x, value) if found is None else found
     found = found if bias is None else total(nodes, found, bias)
-    choices = token_choices(nodes, node, x, probes, threshold, axis)
+    choices = token_choices(nodes, node, x, probes, limit, axis)
     activation = node.attributes.get_string("activation", "")
     for at, choice in enumerate(choices):
         part = _part(x, weights[6 * at : 6 * at + 6], activation, axis)

@@ -7,6 +7,7 @@ Dropped tokens have `other` (the same branch with coarse weights), or 0. In plai
     chosen = If no token is kept:  nothing, else `value` of the kept positions
     result = If any is dropped:    `other` of the dropped positions, and both put in their places, else `chosen`
 
+The first `If` is not there where the branch may be computed for no position in no time, as an MLP may.
 All that leads to `value` or `other` alone moves inside. What the branch hands out elsewhere (keys and values for the
 cache) stays outside and runs always. The addition of the stream goes along where it can. Every weight is read in one
 place: ONNX Runtime packs none that is read in two.
@@ -16,13 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from srrc.backends.onnx.build import Nodes, choose, constant, op, replace_node, total, width_of
-from srrc.backends.onnx.gates.token_choice import TokenChoice, token_choice
+from srrc.backends.onnx.gates.token_choice import TokenChoice, biases_of, token_choices
 from srrc.backends.onnx.lowering import Lowering
 from srrc.backends.onnx.regions import copy_nodes, leading_to
-from srrc.backends.onnx.select_rows import RowSelection
+from srrc.backends.onnx.select_rows import ELEMENTWISE, RowSelection
 from srrc.backends.onnx.symbolic import symbolic
 
 
@@ -73,9 +75,29 @@ class Part:
         """Whether it is computed for chosen positions only."""
         return self.rows.contractions > 0
 
+    @property
+    def takes_no_rows(self) -> bool:
+        """Whether it may be computed for no position at all, in no time: then it needs no `If`."""
+        return self.selects and all(node.op_type in _ROW_BY_ROW for node in self.rows.nodes)
 
-def expand(node: ir.Node, threshold: ir.Value) -> None:
-    """Put standard operators in the place of a `Branch`. threshold: float32 [1]."""
+
+_ROW_BY_ROW = ELEMENTWISE | {
+    "Constant",
+    "CastLike",
+    "Gemm",
+    "LayerNormalization",
+    "MatMul",
+    "RMSNormalization",
+}
+
+
+def limits_of(node: ir.Node) -> NDArray[np.float32]:
+    """What is taken off the logarithm of the threshold: float32 [1]."""
+    return biases_of(node.inputs[1])
+
+
+def expand(node: ir.Node, limit: ir.Value) -> None:
+    """Put standard operators in the place of a `Branch`. limit: float32 [1]."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     value, other = node.inputs[2], node.inputs[3] if len(node.inputs) > 3 else None
@@ -83,7 +105,7 @@ def expand(node: ir.Node, threshold: ir.Value) -> None:
     assert value.shape is not None
     axis = len(value.shape) - 2
     nodes: Nodes = []
-    choice = token_choice(nodes, node, threshold, axis)
+    (choice,) = token_choices(nodes, node, node.inputs[0], node.inputs[1], limit, axis)
     add = addition(node)
     end = node.outputs[0] if add is None else add.outputs[0]
     stream = None if add is None else next(each for each in add.inputs if each is not node.outputs[0])
@@ -109,25 +131,31 @@ def left_out_or(
     stream: ir.Value | None,
     result: ir.Value,
 ) -> None:
-    """`result` is `stream` + `part` for the tokens that are kept, `stream` for the others: one `If` around all of it.
+    """`result` is `stream` + `part` for the tokens that are kept, `stream` for the others.
 
     like: (a value with a row a token, what the part would be): zeros are made like them where there is no stream
     """
-    computed: Nodes = []
+    left_out: Nodes = []
+    bypass = stream if stream is not None else zeros(left_out, *like)
+    computed: Nodes = nodes if part.takes_no_rows else []
     if part.selects:
-        choice.take(computed, part.rows, op(computed, "Not", [choice.dropped]), kept=True)
+        choice.take_kept(computed, part.rows)
     computed += part.rows.nodes
-    found = ir.val("computed", result.dtype, result.shape)
     some: Nodes = []
     put = _put(some, choice, part.value, part, stream, None)
     whole: Nodes = []
-    sums = (whole, [total(whole, stream, part.value)])
-    choose(computed, choice.dropped, (some, [put]), sums, [found], ("put_back", "every_token"))
-    left_out: Nodes = []
-    bypass = stream if stream is not None else zeros(left_out, *like)
-    choose(
-        nodes, choice.nothing, (left_out, [bypass]), (computed, [found]), [result], ("left_out", "computed")
-    )
+    every = (whole, [total(whole, stream, part.value)])
+    if part.takes_no_rows:
+        mixed: Nodes = []
+        found = ir.val("mixed", result.dtype, result.shape)
+        nothing = choice.nothing(mixed)
+        choose(mixed, nothing, (left_out, [bypass]), (some, [put]), [found], ("left_out", "put_back"))
+        choose(nodes, choice.dropped, (mixed, [found]), every, [result], ("some_dropped", "every_token"))
+    else:
+        found = ir.val("computed", result.dtype, result.shape)
+        choose(computed, choice.dropped, (some, [put]), every, [found], ("put_back", "every_token"))
+        nothing = choice.nothing(nodes)
+        choose(nodes, nothing, (left_out, [bypass]), (computed, [found]), [result], ("left_out", "computed"))
 
 
 def _stood_in_for(
@@ -140,27 +168,31 @@ def _stood_in_for(
     result: ir.Value,
 ) -> None:
     """The branch for the tokens that are kept, and what stands in for it for the others."""
-    every: Nodes = []
+    every: Nodes = nodes if part.takes_no_rows else []
     if part.selects:
-        choice.take(every, part.rows, op(every, "Not", [choice.dropped]), kept=True)
+        choice.take_kept(every, part.rows)
     every += part.rows.nodes
-    none: Nodes = []
-    assert value.shape is not None
-    assert value.dtype is not None
-    empty = constant(none, np.zeros([1] * (len(value.shape) - 1) + [width_of(value)]), value.dtype.numpy())
-    chosen = ir.val("chosen", value.dtype)
-    choose(nodes, choice.nothing, (none, [empty]), (every, [part.value]), [chosen], ("none_kept", "kept"))
-
     mixed: Nodes = []
+    if part.takes_no_rows:
+        chosen, nothing = part.value, choice.nothing(mixed)
+    else:
+        none: Nodes = []
+        assert value.shape is not None
+        assert value.dtype is not None
+        empty = constant(
+            none, np.zeros([1] * (len(value.shape) - 1) + [width_of(value)]), value.dtype.numpy()
+        )
+        chosen, nothing = ir.val("chosen", value.dtype), choice.nothing(nodes)
+        choose(nodes, nothing, (none, [empty]), (every, [part.value]), [chosen], ("none_kept", "kept"))
     if other.selects:
-        choice.take(mixed, other.rows, choice.nothing, kept=False)
+        choice.take_dropped(mixed, other.rows, nothing)
     mixed += other.rows.nodes
     alone: Nodes = []
     sums = (alone, [total(alone, stream, other.value)])
     both: Nodes = []
     put = _put(both, choice, chosen, part, stream, other)
     found = ir.val("mixed", result.dtype, result.shape)
-    choose(mixed, choice.nothing, sums, (both, [put]), [found], ("every_token", "put_back"))
+    choose(mixed, nothing, sums, (both, [put]), [found], ("every_token", "put_back"))
     whole: Nodes = []
     kept = (whole, [total(whole, stream, chosen)])
     choose(nodes, choice.dropped, (mixed, [found]), kept, [result], ("some_dropped", "all_kept"))
@@ -184,7 +216,7 @@ def _put(
     if other is not None:
         rest = other.value
         if other.selects:
-            rest = choice.back(nodes, rest, op(nodes, "Not", [kept]))
+            rest = choice.back(nodes, rest, choice.low)
         return total(nodes, stream, op(nodes, "Where", [kept, value, rest]))
     if stream is not None:
         return op(nodes, "Where", [kept, total(nodes, stream, value), stream])

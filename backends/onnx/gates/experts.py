@@ -19,6 +19,8 @@ from srrc.backends.onnx.lowering import Lowering
 from srrc.backends.onnx.symbolic import symbolic
 from srrc.pathways.patterns import argument, grouped_product
 
+OPERATOR = "GroupedProduct"
+
 
 def lower(lowering: Lowering) -> None:
     """Replace every grouped product of a graph, and the histogram that its `ends` are counted with."""
@@ -37,7 +39,7 @@ def lower(lowering: Lowering) -> None:
 
 def grouped(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     """Exports as srrc::GroupedProduct."""
-    return symbolic("srrc::GroupedProduct", (x, weight, ends), (x.shape[0], weight.shape[2]), x.dtype)
+    return symbolic(f"srrc::{OPERATOR}", (x, weight, ends), (x.shape[0], weight.shape[2]), x.dtype)
 
 
 def counted(x: Tensor, bins: int, low: Any, high: Any) -> Tensor:
@@ -47,7 +49,7 @@ def counted(x: Tensor, bins: int, low: Any, high: Any) -> Tensor:
     return (x[:, None] == each).sum(0).to(x.dtype)
 
 
-def expand(node: ir.Node, threshold: ir.Value | None = None) -> None:
+def expand(node: ir.Node) -> None:
     """Put standard operators in the place of a `GroupedProduct`. Exact: there is no threshold."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)

@@ -11,6 +11,7 @@ time than it would take to pick them. So every threshold of 0 or more means the 
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from srrc.backends.onnx.build import Nodes, choose, constant, op, replace_node, total, width_of
@@ -65,8 +66,13 @@ def leave(node: ir.Node) -> None:
     replace_node(node, logits)
 
 
-def expand(node: ir.Node, threshold: ir.Value) -> None:
-    """Put standard operators in the place of a `Head`. threshold: float32 [1]."""
+def limits_of(node: ir.Node) -> NDArray[np.float32]:
+    """What is taken off the logarithm of the threshold: nothing."""
+    return np.zeros(1, dtype=np.float32)
+
+
+def expand(node: ir.Node, limit: ir.Value) -> None:
+    """Put standard operators in the place of a `Head`. limit: float32 [1], NaN where the threshold is negative."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
     x, weight, codes, scale = (each for each in node.inputs[:4])
@@ -76,7 +82,7 @@ def expand(node: ir.Node, threshold: ir.Value) -> None:
     assert weight is not None
     nodes: Nodes = []
     turned = op(nodes, "Transpose", [weight], {"perm": [1, 0]})
-    opened = op(nodes, "Less", [threshold, constant(nodes, [0.0], np.float32)])
+    opened = op(nodes, "IsNaN", [limit])
     dense: Nodes = []
     logits = total(dense, bias, op(dense, "MatMul", [x, turned]))
     coarse: Nodes = []

@@ -2,6 +2,7 @@
 
 The score of a token is exp(probe[:H] . entry / rms(entry) + probe[H]) (`srrc.ops.layer_gate`), compared as a logarithm.
 Tokens are chosen by position: a position is computed where any row of the batch keeps it, and each row takes its own.
+Every node here runs even where the gate is open, in a microsecond or two: there are as few as can be.
 """
 
 import itertools
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from srrc.backends.onnx.build import Nodes, choose, constant, op
 from srrc.backends.onnx.select_rows import RowSelection
@@ -18,63 +20,80 @@ from srrc.backends.onnx.select_rows import RowSelection
 class TokenChoice:
     """The decision of one gate.
 
-    score:   float32 [..., S, 1]; limit: float32 [1], a token is dropped where its score is at most the limit
-    nothing: bool, no token is kept; dropped: bool, some token is not
+    low:     bool [..., S, 1], which tokens are dropped: those whose score is at most the limit, so that NaN is kept
+    dropped: bool, whether any is
     axis:    that of the positions
     """
 
-    score: ir.Value
-    limit: ir.Value
-    nothing: ir.Value
+    low: ir.Value
     dropped: ir.Value
     axis: int
 
+    def nothing(self, nodes: Nodes) -> ir.Value:
+        """Bool: whether every token is dropped."""
+        return op(nodes, "ReduceMin", [self.low], {"keepdims": 0})
+
     def kept(self, nodes: Nodes) -> ir.Value:
-        """Bool [..., S, 1]; what is NaN is kept."""
-        return op(nodes, "Not", [op(nodes, "LessOrEqual", [self.score, self.limit])])
+        """Bool [..., S, 1]."""
+        return op(nodes, "Not", [self.low])
 
     def anywhere(self, nodes: Nodes, chosen: ir.Value) -> ir.Value:
-        """int32 [S]: 1 at positions where a row of the batch is `chosen`."""
+        """Bool [S]: at which positions a row of the batch is `chosen`."""
         others = constant(nodes, [each for each in range(self.axis + 2) if each != self.axis], np.int64)
-        number = op(nodes, "Cast", [chosen], {"to": ir.DataType.INT32})
-        return op(nodes, "ReduceMax", [number, others], {"keepdims": 0})
+        return op(nodes, "ReduceMax", [chosen, others], {"keepdims": 0})
 
-    def take(self, nodes: Nodes, rows: RowSelection, all_taken: ir.Value, *, kept: bool) -> None:
-        """Provide what `rows` reads from outside, for the tokens that are kept, or for those that are not.
-
-        all_taken: bool, whether that is every token: then nothing is moved
-        """
+    def take_kept(self, nodes: Nodes, rows: RowSelection) -> None:
+        """Provide what `rows` reads from outside, for the tokens that are kept."""
         some: Nodes = []
-        chosen = self.kept(some) if kept else op(some, "LessOrEqual", [self.score, self.limit])
-        index = op(some, "NonZero", [self.anywhere(some, chosen)])
-        index = op(some, "Reshape", [index, constant(some, [-1], np.int64)])
-        found = [op(some, "Gather", [value, index], {"axis": at}) for value, at in rows.outside]
+        found = self._taken(some, rows, self.kept(some))
         whole: Nodes = []
-        as_it_is = [value for value, _ in rows.outside]
-        outputs = [*rows.outside.values()]
-        if rows.reads_index:
-            found.append(index)
-            as_it_is.append(self._every_position(whole))
-            outputs.append(rows.index)
-        choose(nodes, all_taken, (whole, as_it_is), (some, found), outputs, ("every_token", "some_tokens"))
+        outputs = [*rows.outside.values(), *([rows.index] if rows.reads_index else [])]
+        every = (whole, self._untouched(whole, rows))
+        choose(nodes, self.dropped, (some, found), every, outputs, ("some_tokens", "every_token"))
+
+    def take_dropped(self, nodes: Nodes, rows: RowSelection, nothing: ir.Value) -> None:
+        """Provide what `rows` reads from outside, for the tokens that are not. nothing: whether that is all of them."""
+        some: Nodes = []
+        found = self._taken(some, rows, self.low)
+        whole: Nodes = []
+        outputs = [*rows.outside.values(), *([rows.index] if rows.reads_index else [])]
+        every = (whole, self._untouched(whole, rows))
+        choose(nodes, nothing, every, (some, found), outputs, ("every_token", "some_tokens"))
+
+    def _taken(self, nodes: Nodes, rows: RowSelection, chosen: ir.Value) -> list[ir.Value]:
+        index = op(nodes, "NonZero", [self.anywhere(nodes, chosen)])
+        index = op(nodes, "Reshape", [index, constant(nodes, [-1], np.int64)])
+        found = [op(nodes, "Gather", [value, index], {"axis": at}) for value, at in rows.outside]
+        return [*found, *([index] if rows.reads_index else [])]
+
+    def _untouched(self, nodes: Nodes, rows: RowSelection) -> list[ir.Value]:
+        """What is read from outside, for every token."""
+        found = [value for value, _ in rows.outside]
+        return [*found, *([self._every_position(nodes)] if rows.reads_index else [])]
 
     def _every_position(self, nodes: Nodes) -> ir.Value:
-        shape = op(nodes, "Shape", [self.score], {"start": self.axis, "end": self.axis + 1})
+        shape = op(nodes, "Shape", [self.low], {"start": self.axis, "end": self.axis + 1})
         length = op(nodes, "Reshape", [shape, constant(nodes, [], np.int64)])
         return op(nodes, "Range", [constant(nodes, 0, np.int64), length, constant(nodes, 1, np.int64)])
 
     def back(self, nodes: Nodes, value: ir.Value, chosen: ir.Value) -> ir.Value:
         """`value`, computed for the positions where any row is `chosen`, at all positions; elsewhere it is anything."""
-        before = op(nodes, "CumSum", [self.anywhere(nodes, chosen), constant(nodes, 0, np.int64)])
+        ones = op(nodes, "Cast", [self.anywhere(nodes, chosen)], {"to": ir.DataType.INT32})
+        before = op(nodes, "CumSum", [ones, constant(nodes, 0, np.int64)])
         place = op(nodes, "Sub", [before, constant(nodes, 1, np.int32)])
         return op(nodes, "Gather", [value, place], {"axis": self.axis})
 
 
-def token_choice(nodes: Nodes, node: ir.Node, threshold: ir.Value, axis: int) -> TokenChoice:
-    """The decision of a gate `node`, whose inputs begin with entry [..., H] and probe [H + 1]. threshold: [1]."""
-    entry, probe = node.inputs[:2]
-    (choice,) = token_choices(nodes, node, entry, probe, threshold, axis)
-    return choice
+def biases_of(probes: ir.Value | None) -> NDArray[np.float32]:
+    """The bias of each unit's probe: float32 [units]."""
+    return _numbers(probes)[:, -1]
+
+
+def _numbers(probes: ir.Value | None) -> NDArray[np.float32]:
+    assert probes is not None
+    weights = ir.convenience.get_const_tensor(probes)
+    assert weights is not None
+    return np.atleast_2d(weights.numpy().astype(np.float32))
 
 
 def token_choices(
@@ -82,16 +101,16 @@ def token_choices(
     node: ir.Node,
     entry: ir.Value | None,
     probes: ir.Value | None,
-    threshold: ir.Value,
+    limit: ir.Value,
     axis: int,
 ) -> list[TokenChoice]:
-    """One decision for each of several units over the same tokens. probes: [units, H + 1], or [H + 1] for one."""
+    """One decision for each of a gate's units, over the same tokens.
+
+    node:   the gate; entry: [..., H], what it reads; probes: [units, H + 1], or [H + 1] for one
+    limit:  float32 [units], logarithm of the threshold less the unit's bias
+    """
     assert entry is not None
-    assert probes is not None
-    weights = ir.convenience.get_const_tensor(probes)
-    assert weights is not None
-    numbers = np.atleast_2d(weights.numpy().astype(np.float32))
-    directions, bias = numbers[:, :-1].T, numbers[:, -1]
+    directions = _numbers(probes)[:, :-1].T
     norm = _norm_of(entry, node)
     if norm is None:
         wide = (
@@ -107,15 +126,12 @@ def token_choices(
         if normed.dtype != ir.DataType.FLOAT:
             normed = op(nodes, "Cast", [normed], {"to": ir.DataType.FLOAT})
     score = op(nodes, "MatMul", [normed, constant(nodes, directions, np.float32)])
-    limit = op(nodes, "Sub", [op(nodes, "Log", [threshold]), constant(nodes, bias, np.float32)])
+    low = op(nodes, "LessOrEqual", [score, limit])
     tokens = constant(nodes, [*range(axis + 1)], np.int64)
-    highest = op(nodes, "ReduceMax", [score, tokens], {"keepdims": 0})
-    lowest = op(nodes, "ReduceMin", [score, tokens], {"keepdims": 0})
-    nothing, dropped = (op(nodes, "LessOrEqual", [each, limit]) for each in (highest, lowest))
-    apart = [_units(nodes, each, len(numbers)) for each in (score, limit, nothing, dropped)]
-    return [
-        TokenChoice(unit, bound, none, some, axis) for unit, bound, none, some in zip(*apart, strict=True)
-    ]
+    dropped = op(nodes, "ReduceMax", [low, tokens], {"keepdims": 0})
+    units = directions.shape[1]
+    apart = zip(_units(nodes, low, units), _units(nodes, dropped, units), strict=True)
+    return [TokenChoice(each, some, axis) for each, some in apart]
 
 
 def _units(nodes: Nodes, value: ir.Value, count: int) -> list[ir.Value]:
@@ -128,9 +144,7 @@ def _units(nodes: Nodes, value: ir.Value, count: int) -> list[ir.Value]:
     return [*cut.outputs]
 
 
-def _norm_of(
-    entry: ir.Value, node: ir.Node
-) -> tuple[ir.Value, "np.ndarray[tuple[int], np.dtype[np.float32]]"] | None:
+def _norm_of(entry: ir.Value, node: ir.Node) -> tuple[ir.Value, NDArray[np.float32]] | None:
     """An RMS norm of `entry` that the graph computes before `node` anyway, and its scale."""
     users = {
         user for user in entry.consumers() if user.op_type == "RMSNormalization" and user.inputs[0] is entry
@@ -138,6 +152,13 @@ def _norm_of(
     for user in itertools.takewhile(lambda each: each is not node, node.graph or ()):
         held = user.inputs[1] if user in users else None
         scale = None if held is None else ir.convenience.get_const_tensor(held)
-        if scale is not None and np.all(np.abs(scale.numpy().astype(np.float32)) > 1e-3):
+        if scale is not None and np.all(
+            np.abs(scale.numpy().astype(np.float32)) > _smallest(user.outputs[0])
+        ):
             return user.outputs[0], scale.numpy().astype(np.float32)
     return None
+
+
+def _smallest(normed: ir.Value) -> float:
+    """The smallest scale that can be divided out of a norm's output again: above it nothing is lost to underflow."""
+    return 1e-20 if normed.dtype == ir.DataType.FLOAT else 1e-3

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, fx
 
-from srrc.backends.onnx.gates import THRESHOLDS, expand
+from srrc.backends.onnx.gates import THRESHOLDS, expand, gates_in
 from srrc.backends.onnx.interfaces import Interface, interfaces
 from srrc.backends.onnx.lower import Marked, Prepared, lower, prepare
 from srrc.backends.onnx.save import save
@@ -42,7 +42,7 @@ class Exported:
         self.prepared: Prepared = prepare(interface, functools.partial(_source, which=which), LEVELS)
         self.interface = self.prepared.interface
         self.marked: Marked = lower(self.prepared)
-        self.gates = [gate.id for gate in self.prepared.context.gates]
+        self.gates = gates_in(self.marked.model)
         self.path = self.write("gated", dict.fromkeys(self.gates, -1.0))
         self.dense = self.write("dense", {})
 
@@ -60,8 +60,9 @@ class Exported:
 
     def reference(self, inputs: Mapping[str, Tensor], thresholds: Tensor) -> dict[str, Tensor]:
         """The same decisions in torch. Each token decides for itself there only in more than eight rows."""
-        for gate, threshold in zip(self.prepared.context.gates, thresholds, strict=True):
-            gate.record.copy_(torch.tensor([float(threshold), 0.0]))
+        limits = dict(zip(self.gates, thresholds.tolist(), strict=True))
+        for gate in self.prepared.context.gates:
+            gate.record.copy_(torch.tensor([limits.get(gate.id, -1.0), 0.0]))
         with torch.no_grad():
             found = self.prepared.module()(*inputs.values())
         return dict(zip(self.interface.outputs, found, strict=True))
