@@ -27,6 +27,7 @@ class Session:
     """One file, loaded for the CPU with a fixed number of threads."""
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
+        self._path, self._threads = path, threads
         runtime = import_onnxruntime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -40,6 +41,10 @@ class Session:
             raise ModelError(f"ONNX Runtime does not load {Path(path).name}: {first}") from error
         self.inputs = [each.name for each in self._session.get_inputs()]
         self.outputs = [each.name for each in self._session.get_outputs()]
+
+    def again(self) -> "Session":
+        """The same file, loaded once more."""
+        return Session(self._path, self._threads)
 
     def run(self, feed: Feed) -> dict[str, Tensor]:
         """Outputs by name. What the file does not take is left out of `feed`."""

@@ -12,7 +12,7 @@ from srrc.backends.onnx.session import Session
 from srrc.errors import OptionError
 from srrc.optimization.quality import Quality
 from srrc.optimization.reader import Reader
-from srrc.optimization.timing import Variant, time_variants
+from srrc.optimization.timing import Variant, over_loads, time_variants
 from srrc.optimization.timing import ratios as ratios_of
 from srrc.profile import Profile
 
@@ -68,12 +68,15 @@ def _points(
 ) -> list[Point]:
     extra = {key: {THRESHOLDS: torch.tensor(each, dtype=torch.float32)} for key, each in limits.items()}
     latency: dict[float, dict[str, float]] = {key: {} for key in limits}
+    opened = {THRESHOLDS: torch.full((len(next(iter(limits.values()))),), -1.0)}
     for calls in reader.calls():
-        variants: dict[str, Variant] = {"dense": (dense, {})}
+        count = max(rounds, len(calls.feeds))
+        open_ratio = over_loads(dense, gated, opened, calls.feeds, count)["ratio"]
+        variants: dict[str, Variant] = {"open": (gated, opened)}
         variants |= {str(key): (gated, each) for key, each in extra.items()}
-        times = time_variants(variants, calls.feeds, max(rounds, len(calls.feeds)))
+        times = time_variants(variants, calls.feeds, count)
         for key in limits:
-            latency[key][calls.phase] = ratios_of(times[str(key)], times["dense"])
+            latency[key][calls.phase] = open_ratio * ratios_of(times[str(key)], times["open"])
     qualities = reader.quality(dense, gated, [*extra.values()])
     return [Point(key, quality, latency[key]) for key, quality in zip(limits, qualities, strict=True)]
 
