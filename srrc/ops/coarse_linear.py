@@ -19,10 +19,26 @@ BLOCK = 128
 """Inputs that share a scale. Blocks of 32 are half as far from the weights, and in ONNX Runtime half as fast."""
 
 
+_ELEMENTS = 1 << 16
+"""Elements that are widened at once: a whole vocabulary head needs several times its own size, and larger pieces
+between tensors that are kept tear holes into the heap."""
+
+
 def coarse_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """(codes, scale) of a weight [N, K], any floating dtype and strides."""
     outputs, inputs = weight.shape
     blocks = -(-inputs // BLOCK)
+    codes = torch.empty(outputs, blocks, BLOCK * bits // 8, dtype=torch.uint8)
+    scale = torch.empty(outputs, blocks)
+    height = max(1, _ELEMENTS // max(1, inputs))
+    for start in range(0, outputs, height):
+        rows = slice(start, start + height)
+        codes[rows], scale[rows] = _coarse_rows(weight[rows], blocks, bits)
+    return codes, scale
+
+
+def _coarse_rows(weight: Tensor, blocks: int, bits: int) -> tuple[Tensor, Tensor]:
+    outputs, inputs = weight.shape
     wide = torch.zeros(outputs, blocks * BLOCK)
     wide[:, :inputs] = weight.detach()
     wide = wide.view(outputs, blocks, BLOCK)
@@ -34,7 +50,7 @@ def coarse_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     codes = ((wide / steps[..., None]).round() + half).clamp(0, 2 * half - 1).to(torch.uint8)
     if bits == 4:
         codes = codes[..., 0::2] | (codes[..., 1::2] << 4)
-    return codes.contiguous(), scale
+    return codes, scale
 
 
 def full_weight(codes: Tensor, scale: Tensor, inputs: int, bits: int) -> Tensor:
