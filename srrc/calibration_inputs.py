@@ -90,8 +90,12 @@ def text_inputs(
     found = text_windows(tokenizer, texts, effort)
     fixed = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
 
+    known: Any = model
+    pair = bool(getattr(getattr(known, "config", None), "is_encoder_decoder", False))
+
     def calls(windows: Sequence[Tensor]) -> list[Any]:
-        return [{"input_ids": window, **fixed} for window in windows]
+        made = [{"input_ids": window, **fixed} for window in windows]
+        return [{**each, "decoder_input_ids": each["input_ids"]} for each in made] if pair else made
 
     # The first token of a text is a sink of attention, unlike any other; it is prefilled, never decoded.
     return Inputs(calls(found.curves), calls(found.joint), calls(found.more), skip_first=1)

@@ -46,6 +46,9 @@ class Letters:
     def __call__(self, text: str, **options: Any) -> dict[str, Any]:
         return {"input_ids": [ord(letter) % 256 for letter in text]}
 
+    def decode(self, tokens: list[int]) -> str:
+        return "".join(map(chr, tokens))
+
 
 @pytest.fixture(scope="session")
 def letters() -> Letters:

@@ -25,6 +25,7 @@ from srrc.errors import ModelError
 from srrc.gated_model import GatedGraph
 from srrc.optimization.gate_source import gate_source
 from srrc.optimization.settings import Settings
+from srrc.optimization.texts import tokenizer_in
 from srrc.passes.context import Context
 from srrc.passes.copy_graph import copy_graph
 from srrc.passes.find_pathways import FindPathways
@@ -87,8 +88,9 @@ class Existing:
     def _inputs(self, tokenizer: Any) -> Inputs:
         """Windows of text for a decoder or an encoder that has a tokenizer; else random inputs."""
         example = self.interface.example
-        if callable(tokenizer) and "input_ids" in example:
-            found = text_windows(tokenizer, None, QUICK)
+        reads = tokenizer_in(tokenizer)
+        if reads is not None and "input_ids" in example:
+            found = text_windows(reads, None, QUICK)
             calls = [
                 [self._feed(window) for window in part] for part in (found.curves, found.joint, found.more)
             ]

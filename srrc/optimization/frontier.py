@@ -10,6 +10,7 @@ import torch
 from srrc.backends.onnx.gates import THRESHOLDS
 from srrc.backends.onnx.session import Session
 from srrc.errors import OptionError
+from srrc.optimization.plan import CLOSED
 from srrc.optimization.quality import Quality
 from srrc.optimization.reader import Reader
 from srrc.optimization.timing import Variant, over_loads, time_variants
@@ -60,7 +61,7 @@ def _at(profile: Profile, gate: str, fraction: float) -> float:
     """The threshold at which a gate on a branch drops this share of tokens; a head's stays open."""
     if not gate.startswith("residual:") or fraction == 0:
         return -1.0
-    return 1e30 if fraction == 1 else profile.gates[gate].threshold(fraction)
+    return CLOSED if fraction == 1 else profile.gates[gate].threshold(fraction)
 
 
 def _points(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from srrc.backends.onnx.interfaces import Interface, interfaces
 from srrc.backends.onnx.interfaces.draw import random_calls
+from srrc.backends.onnx.interfaces.plain import reads_text
 from srrc.backends.onnx.lower import Marked, lower, prepare
 from srrc.backends.onnx.trace import Traced
 from srrc.bench.machine import describe_machine
@@ -24,6 +25,7 @@ from srrc.optimization.guide import write_guide
 from srrc.optimization.one_file import Progress, Work, one_file
 from srrc.optimization.report import FileReport, Report
 from srrc.optimization.settings import Settings
+from srrc.optimization.texts import tokenizer_in
 from srrc.passes.gating.source import GateSource
 from srrc.profile import Profile
 
@@ -129,11 +131,13 @@ def _calibrated(work: Work, model: nn.Module, inputs: Mapping[str, Tensor] | Non
     from srrc.calibration import calibrate
 
     coarse = work.settings.coarse
-    batches = None if callable(work.tokenizer) and inputs is None else random_calls(model, inputs)
+    tokenizer = tokenizer_in(work.tokenizer)
+    text = tokenizer is not None and inputs is None and reads_text(model)
+    batches = None if text else random_calls(model, inputs)
     with work.step("calibrating"):
         return calibrate(
             model,
-            work.tokenizer,
+            tokenizer,
             batches=batches,
             quick=True,
             channels=False,

@@ -1,6 +1,7 @@
 """Which gates an ONNX model gets, and at which thresholds: the controller, with costs measured in ONNX Runtime."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,10 @@ from srrc.profile import GateCost, GateProfile, Profile
 
 BUDGETS = (0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4, 0.35, 0.3)
 """Budgets that the report gives thresholds for, as far as the file's gates go."""
+
+
+CLOSED = 1e30
+"""A threshold that drops everything."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,13 @@ def make_plan(
         left_out |= dict.fromkeys(second, "its branch has another gate: one inside of another is slow")
     records = plan.thresholds["decode"]
     left_out |= dict.fromkeys(paying.keys() - records.keys(), "the budget is reached without it")
-    return GatePlan(plan, {gate: records[gate][0] for gate in savings if gate in records}, left_out)
+    whole = {gate for gate, fraction in plan.fractions.items() if gate.endswith(COARSE) and fraction >= 1.0}
+    thresholds = {
+        gate: _beyond(profile.gates[gate]) if gate in whole else records[gate][0]
+        for gate in savings
+        if gate in records
+    }
+    return GatePlan(plan, thresholds, left_out)
 
 
 def _second_gates(plan: Plan, measured: Measured) -> set[str]:
@@ -124,12 +135,25 @@ def _cost(gate: GateProfile, saving: Saving) -> GateCost:
 def _to_the_end(profile: Profile) -> Profile:
     """The profile with coarse gates' curves continued to where all that was calibrated is dropped.
 
-    Then only what calibration has not seen, a score above all of its scores, has its branch computed in full.
+    Then only what calibration has not seen, a score well above all of its scores, has its branch computed in full.
     """
     gates = {
         name: _continued(gate) if name.endswith(COARSE) else gate for name, gate in profile.gates.items()
     }
     return dataclasses.replace(profile, gates=gates)
+
+
+def _beyond(gate: GateProfile) -> float:
+    """The threshold of a gate that is to drop all that was calibrated: half as far again from the median as the
+    largest score, by their logarithms.
+
+    A token in a few hundred is above the largest of a few hundred scores, and one such token has the whole branch run
+    beside its coarse copy.
+    """
+    median, largest = float(gate.quantiles[len(gate.quantiles) // 2]), float(gate.quantiles[-1])
+    if median <= 0:
+        return largest
+    return min(largest * math.sqrt(max(1.0, largest / median)), CLOSED)
 
 
 def _continued(gate: GateProfile) -> GateProfile:

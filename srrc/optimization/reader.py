@@ -8,13 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from srrc.backends.onnx.decoding import first_inputs, next_inputs
-from srrc.backends.onnx.interfaces.base import BATCH, PAST, SEQUENCE, Interface
+from srrc.backends.onnx.interfaces.base import BATCH, ENCODER_SEQUENCE, PAST, SEQUENCE, Interface
 from srrc.backends.onnx.interfaces.draw import draw
 from srrc.backends.onnx.session import Session
 from srrc.optimization.checks import compare_tokens, eager
 from srrc.optimization.quality import Extras, Quality, of_decoder, of_values
 from srrc.optimization.settings import Settings
-from srrc.optimization.texts import Heldout, heldout
+from srrc.optimization.texts import Heldout, heldout, tokenizer_in
+
+TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
+"""What an encoder of text takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +45,16 @@ class Reader(Protocol):
 
 
 def reader_of(model: nn.Module | None, tokenizer: Any, interface: Interface, settings: Settings) -> Reader:
-    """A decoder reads text; everything else random inputs."""
+    """A decoder goes through text token by token; an encoder reads it at once; everything else gets random inputs."""
     known: Any = model
     module: Any = interface.module
-    if "past_key_values.0.key" not in interface.example:
-        return RandomReader(interface, settings)
-    vocabulary = int(module.vocabulary if known is None else known.config.get_text_config().vocab_size)
-    held = heldout(tokenizer, vocabulary, settings.heldout_tokens, settings.prompts)
-    return TextReader(interface, settings, held)
+    if "past_key_values.0.key" in interface.example:
+        vocabulary = int(module.vocabulary if known is None else known.config.get_text_config().vocab_size)
+        held = heldout(tokenizer, vocabulary, settings.heldout_tokens, settings.prompts)
+        return TextReader(interface, settings, held)
+    text = interface.example.keys() <= TEXT_INPUTS and tokenizer_in(tokenizer) is not None
+    windows = heldout(tokenizer, 0, settings.heldout_tokens, 0).windows if text else ()
+    return OneCallReader(interface, settings, windows)
 
 
 class TextReader:
@@ -95,16 +100,34 @@ class TextReader:
         return of_decoder(self._interface, dense, gated, self._held.windows, extras)
 
 
-class RandomReader:
-    """For any other model."""
+class OneCallReader:
+    """For any other model. windows: text to read, int64 [1, length] each; without any, inputs are random."""
 
-    def __init__(self, interface: Interface, settings: Settings) -> None:
-        self._interface, self._settings = interface, settings
+    def __init__(self, interface: Interface, settings: Settings, windows: Sequence[Tensor]) -> None:
+        self._interface, self._settings, self._windows = interface, settings, windows
+
+    def _feeds(self, batch: int, length: int) -> list[dict[str, Tensor]]:
+        sizes = {BATCH: batch, SEQUENCE: length, ENCODER_SEQUENCE: length, PAST: self._settings.past}
+        if not self._windows:
+            return [draw(self._interface, sizes, seed) for seed in range(4)]
+        starts = [(window, at) for window in self._windows for at in range(0, window.shape[1], length)]
+        pieces = [window[:, at : at + length] for window, at in starts]
+        return [
+            {
+                **draw(self._interface, sizes | {BATCH: 1, SEQUENCE: width, ENCODER_SEQUENCE: width}),
+                "input_ids": piece,
+            }
+            for piece in pieces
+            for width in [piece.shape[1]]
+        ]
 
     def calls(self) -> Sequence[Calls]:
         """One phase, of one size."""
-        sizes = {BATCH: 1, SEQUENCE: self._settings.prefill, PAST: self._settings.past}
-        return [Calls("call", [draw(self._interface, sizes, seed) for seed in range(4)])]
+        feeds = self._feeds(1, self._settings.prefill)
+        alike = [
+            feed for feed in feeds if all(feed[name].shape == each.shape for name, each in feeds[0].items())
+        ]
+        return [Calls("call", alike[:4])]
 
     def tokens(self, session: Session, extra: Mapping[str, Tensor]) -> tuple[int, int] | None:
         """None."""
@@ -112,5 +135,4 @@ class RandomReader:
 
     def quality(self, dense: Session, gated: Session, extras: Extras) -> list[Quality]:
         """The drift of the first output."""
-        feeds = [draw(self._interface, {BATCH: 2, SEQUENCE: 64, PAST: 0}, seed) for seed in range(4)]
-        return of_values(self._interface.outputs[0], dense, gated, feeds, extras)
+        return of_values(self._interface.outputs[0], dense, gated, self._feeds(2, 64), extras)

@@ -24,6 +24,12 @@ class Heldout:
     prompts: tuple[tuple[int, ...], ...]
 
 
+def tokenizer_in(given: Any) -> Any:
+    """The tokenizer of text that was given, or is part of the processor that was; None where there is none."""
+    found = getattr(given, "tokenizer", given)
+    return found if callable(found) and hasattr(found, "decode") else None
+
+
 def heldout(tokenizer: Any, vocabulary: int, tokens: int, prompts: int) -> Heldout:
     """Spread over the held-out halves of two domains of the zoo; random tokens where there is no tokenizer."""
     stream = _stream(tokenizer, vocabulary)
@@ -38,7 +44,8 @@ def heldout(tokenizer: Any, vocabulary: int, tokens: int, prompts: int) -> Heldo
 
 
 def _stream(tokenizer: Any, vocabulary: int) -> list[int]:
-    if not callable(tokenizer) or not hasattr(tokenizer, "decode"):
+    tokenizer = tokenizer_in(tokenizer)
+    if tokenizer is None:
         draw = random.Random(0)  # noqa: S311  (no secret)
         return [draw.randrange(vocabulary) for _ in range(1 << 16)]
     with quiet_transformers():  # a whole domain is longer than any context

@@ -9,11 +9,8 @@ from torch import Tensor
 
 from srrc.backends.onnx.gates import THRESHOLDS
 from srrc.backends.onnx.session import Session
-from srrc.optimization.plan import Saving
+from srrc.optimization.plan import CLOSED, Saving
 from srrc.optimization.reader import Reader
-
-CLOSED = 1e30
-"""A threshold that drops everything."""
 
 LOADS = 3
 """How often files are loaded where one is compared with the other."""

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import types
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from srrc.backends.onnx.session import Session
 from srrc.errors import DriftError, ModelError, OptionError, ProfileError
 from srrc.models_zoo import families
 from srrc.optimization import optimize as door
+from srrc.optimization import reader, texts
 from srrc.optimization.quality import Quality
 from srrc.optimization.settings import Settings
+from srrc.optimization.texts import heldout
 
 QUICK = Settings(prompts=2, new_tokens=4, heldout_tokens=256, rounds=2, prefill=16, past=8)
 
@@ -179,6 +182,31 @@ def test_other_kinds_of_model(name: str, tmp_path: Path) -> None:
     expected = ["model.onnx"] if name == "bert" else ["encoder_model.onnx", "decoder_model.onnx"]
     assert [each.name for each in report.files] == expected
     assert not (tmp_path / "out" / "genai_config.json").exists()
+
+
+@pytest.mark.usefixtures("paying")
+@pytest.mark.parametrize("name", ["bert", "bart"])
+def test_what_takes_text_is_calibrated_and_judged_on_it(
+    name: str, tmp_path: Path, letters: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    monkeypatch.setattr(texts, "heldout", lambda *given, **named: read.append(1) or heldout(*given, **named))
+    monkeypatch.setattr(reader, "heldout", texts.heldout)
+    settings = dataclasses.replace(QUICK, budget=0.6)
+    report = srrc.optimize(families.tiny(name).model, tmp_path / "out", tokenizer=letters, settings=settings)
+    first = report.files[0]
+    assert len(read) == 1, "the decoder's half has no text of its own"
+    assert first.gates
+    assert first.quality is not None
+    assert first.quality.tokens == 256
+    assert 0 < first.quality.kl < 0.5
+
+
+def test_a_processor_has_its_tokenizer(letters: Any) -> None:
+    assert texts.tokenizer_in(letters) is letters
+    assert texts.tokenizer_in(types.SimpleNamespace(tokenizer=letters)) is letters
+    assert texts.tokenizer_in(types.SimpleNamespace()) is None
+    assert texts.tokenizer_in(None) is None
 
 
 def test_genai_finds_the_inputs_and_the_cache(tmp_path: Path) -> None:

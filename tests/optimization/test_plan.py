@@ -79,8 +79,8 @@ def test_coarse_weights_may_stand_in_for_all_that_was_calibrated() -> None:
         max_drift=None,
     )
     assert made.plan.fractions == {"residual:a/coarse": 1.0}
-    assert made.thresholds["residual:a/coarse"] == pytest.approx(1.0), (
-        "above every score that was seen runs in full"
+    assert made.thresholds["residual:a/coarse"] == pytest.approx(2**0.5), (
+        "well above every score that was seen runs in full"
     )
 
 

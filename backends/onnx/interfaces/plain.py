@@ -53,6 +53,12 @@ def interface(model: nn.Module, inputs: Mapping[str, Tensor]) -> Interface:
     return Interface("model", module, dict(inputs), axes, tuple(outputs))
 
 
+def reads_text(model: nn.Module) -> bool:
+    """Whether text is all that `model` takes."""
+    taken = inspect.signature(model.forward).parameters
+    return "input_ids" in taken and not {"pixel_values", "input_features", "input_values"} & taken.keys()
+
+
 def example(model: nn.Module) -> dict[str, Tensor]:
     """Inputs that fit the model, told from its signature and configuration.
 
