@@ -31,6 +31,11 @@ from srrc.passes.gating.blocks import BLOCKS
 from srrc.passes.gating.residual import COARSE
 from srrc.profile import Profile
 
+NO_GATE = {
+    "channel": "to skip channels is to gather weights, which ONNX Runtime does slower than it reads them all"
+}
+"""Why pathways of a kind have no gate in ONNX (figures in docs/onnx.md)."""
+
 Progress = Callable[[str], None]
 """Called with what is being done now."""
 
@@ -110,7 +115,8 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
             gates = [*plan.thresholds]
             frontier = measure_frontier(reader, dense, session, gates, budgets, profile, settings.rounds)
             plot_frontier(frontier, out / f"{interface.name}-frontier.png")
-    left_out = {f"{r.kind}:{r.place}": r.reason.value for r in marked.refusals} | dict(plan.left_out)
+    left_out = {f"{r.kind}:{r.place}": NO_GATE.get(r.kind, r.reason.value) for r in marked.refusals}
+    left_out |= plan.left_out
     return FileReport(
         name=path.name,
         inputs={
