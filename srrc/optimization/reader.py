@@ -106,8 +106,8 @@ class OneCallReader:
     def __init__(self, interface: Interface, settings: Settings, windows: Sequence[Tensor]) -> None:
         self._interface, self._settings, self._windows = interface, settings, windows
 
-    def _feeds(self, batch: int, length: int) -> list[dict[str, Tensor]]:
-        sizes = {BATCH: batch, SEQUENCE: length, ENCODER_SEQUENCE: length, PAST: self._settings.past}
+    def _feeds(self, batch: int, length: int, past: int) -> list[dict[str, Tensor]]:
+        sizes = {BATCH: batch, SEQUENCE: length, ENCODER_SEQUENCE: length, PAST: past}
         if not self._windows:
             return [draw(self._interface, sizes, seed) for seed in range(4)]
         starts = [(window, at) for window in self._windows for at in range(0, window.shape[1], length)]
@@ -123,7 +123,7 @@ class OneCallReader:
 
     def calls(self) -> Sequence[Calls]:
         """One phase, of one size."""
-        feeds = self._feeds(1, self._settings.prefill)
+        feeds = self._feeds(1, self._settings.prefill, self._settings.past)
         alike = [
             feed for feed in feeds if all(feed[name].shape == each.shape for name, each in feeds[0].items())
         ]
@@ -135,4 +135,4 @@ class OneCallReader:
 
     def quality(self, dense: Session, gated: Session, extras: Extras) -> list[Quality]:
         """The drift of the first output."""
-        return of_values(self._interface.outputs[0], dense, gated, self._feeds(2, 64), extras)
+        return of_values(self._interface.outputs[0], dense, gated, self._feeds(2, 64, 0), extras)
