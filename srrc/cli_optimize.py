@@ -38,6 +38,10 @@ def optimize(
     frontier: Annotated[
         bool, typer.Option("--frontier", help="measure and plot every budget that the file serves")
     ] = False,
+    variants: Annotated[
+        str,
+        typer.Option(help="budgets that get a small file of their own over the same weights, like 1.0,0.8"),
+    ] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace the folder if it exists")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print the report as JSON")] = False,
 ) -> None:
@@ -61,6 +65,7 @@ def optimize(
         past=past,
         rounds=rounds,
         frontier=frontier,
+        variants=_budgets(variants),
         overwrite=overwrite,
         **({} if levels is None else {"levels": _levels(levels)}),
     )
@@ -117,6 +122,10 @@ def _bits(text: str) -> int | None:
     if text not in {"4", "8"}:
         raise OptionError(f"coarse={text!r} is no width that there are kernels for; give 4, 8 or none")
     return int(text)
+
+
+def _budgets(text: str) -> tuple[Any, ...]:
+    return tuple(number(each.strip()) for each in text.split(",") if each.strip())
 
 
 def _levels(text: str) -> Any:

@@ -27,6 +27,7 @@ from srrc.optimization.reader import Reader, reader_of
 from srrc.optimization.report import FileReport, GateReport
 from srrc.optimization.settings import Settings
 from srrc.optimization.timing import latencies, measure_savings
+from srrc.optimization.variants import write_dense, write_variants
 from srrc.passes.gating.blocks import BLOCKS
 from srrc.passes.gating.residual import COARSE
 from srrc.profile import Profile
@@ -89,7 +90,7 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
     if profile is not None and gates_in(marked.model):
         measured = _measured(work, marked, dense, reader)
         plan = make_plan(profile, measured, settings.budget, settings.max_drift)
-        budgets = other_budgets(profile, measured, plan, settings.max_drift)
+        budgets = other_budgets(profile, measured, plan, settings.max_drift, settings.variants)
     path = _put(marked, plan.thresholds, out)
     with work.step("checking"):
         check_file(path)
@@ -109,6 +110,7 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
         _refuse_drift(quality, settings.max_drift)
     with work.step("timing"):
         latency = latencies(reader, dense, session, settings.rounds)
+    variants = _write_variants(work, marked, budgets, path) if plan.thresholds else []
     frontier = None
     if settings.frontier and plan.thresholds and profile is not None:
         with work.step("measuring every budget"):
@@ -135,9 +137,29 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
         left_out=left_out,
         measured={gate: each for gate, each in measured.savings.items() if gate not in plan.thresholds},
         budgets=budgets,
+        variants=[each.name for each in variants],
         frontier=frontier,
         planned={"latency": plan.plan.spent, "drift": plan.plan.drift},
     )
+
+
+def _write_variants(
+    work: Work, marked: Marked, budgets: Mapping[float, list[float]], path: Path
+) -> list[Path]:
+    """The files of other budgets. Beside weights of few bits that without skipping has gates, and they are open."""
+    wanted = dict.fromkeys(work.settings.variants)
+    apart = work.settings.precision in BITS
+    with work.step("writing other budgets"):
+        written = write_variants(path, {each: budgets[each] for each in wanted if apart or each != 1.0})
+        if 1.0 in wanted and not apart:
+            model = ir.Model(
+                marked.model.graph.clone(), ir_version=marked.model.ir_version, producer_name="srrc"
+            )
+            expand(model, {})
+            written.append(write_dense(model, path))
+        for each in written:
+            check_file(each)
+    return written
 
 
 def _pair(saving: Saving) -> tuple[float, float]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -107,14 +107,20 @@ def _second_gates(plan: Plan, measured: Measured) -> set[str]:
 
 
 def other_budgets(
-    profile: Profile, measured: Measured, plan: GatePlan, max_drift: float | None
+    profile: Profile,
+    measured: Measured,
+    plan: GatePlan,
+    max_drift: float | None,
+    also: Sequence[float] = (),
 ) -> dict[float, list[float]]:
-    """Budget -> thresholds of the file's gates, for budgets down to what they can save; 1.0 opens all of them."""
+    """Budget -> thresholds of the file's gates, for budgets down to what they can save; 1.0 opens all of them.
+
+    also: budgets that are wanted anyway; one that is out of reach saves what can be saved
+    """
     found = {1.0: [-1.0] * len(plan.thresholds)}
     kept = {gate: measured.savings[gate] for gate in plan.thresholds}
-    for budget in BUDGETS:
-        if budget < plan.plan.spent - 0.005:
-            break
+    wanted = [budget for budget in BUDGETS if budget >= plan.plan.spent - 0.005]
+    for budget in sorted({*wanted, *also} - {1.0}, reverse=True):
         made = make_plan(profile, dataclasses.replace(measured, savings=kept), budget, max_drift)
         found[budget] = [made.thresholds.get(gate, -1.0) for gate in plan.thresholds]
     return found

@@ -49,6 +49,7 @@ class FileReport:
     left_out: pathway or gate -> why it has no gate
     measured: gate -> what it saves and costs, as in `gates`, for those that were measured and left out
     budgets:  budget -> thresholds that give it
+    variants: names of the small files at budgets of their own
     frontier: the file at each of its budgets, where that was asked for
     planned:  what the controller expects: share of the dense latency, and drift
     """
@@ -66,6 +67,7 @@ class FileReport:
     measured: Mapping[str, Saving] = field(default_factory=dict)
     budgets: Mapping[float, Sequence[float]] = field(default_factory=dict)
     planned: Mapping[str, float] = field(default_factory=dict)
+    variants: Sequence[str] = ()
     frontier: Frontier | None = None
 
 

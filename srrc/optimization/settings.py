@@ -31,6 +31,7 @@ class Settings:
     prefill, past: lengths at which latency is measured: of a first call, and of the cache when decoding
     rounds:     how often each call is timed
     frontier:   measure the file at every budget that it serves, and plot it
+    variants:   budgets that get a small file of their own, over the same weights; 1.0 is the model without gates
     overwrite:  whether an output folder that exists may be replaced
     """
 
@@ -48,11 +49,13 @@ class Settings:
     past: int = 256
     rounds: int = 10
     frontier: bool = False
+    variants: tuple[float, ...] = ()
     overwrite: bool = False
 
     def __post_init__(self) -> None:
         """Raises OptionError for what cannot be."""
-        check_budget(self.budget)
+        for budget in (self.budget, *self.variants):
+            check_budget(budget)
         options: Mapping[str, object] = {"max_drift": self.max_drift, "profile": "unread"}
         parse_options(options)
         if self.opset not in OPSETS:

@@ -65,7 +65,7 @@ def test_exact_by_default(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("paying")
 def test_a_budget_gates_and_one_file_serves_others(tmp_path: Path, letters: Any) -> None:
-    settings = dataclasses.replace(QUICK, budget=0.6, frontier=True)
+    settings = dataclasses.replace(QUICK, budget=0.6, frontier=True, variants=(1.0, 0.8, 0.37))
     report = srrc.optimize(llama(), tmp_path / "out", tokenizer=letters, settings=settings)
     (file,) = report.files
     assert 0.5 <= file.planned["latency"] <= 0.6, "a head's gate saves a tenth at once"
@@ -74,9 +74,10 @@ def test_a_budget_gates_and_one_file_serves_others(tmp_path: Path, letters: Any)
     assert file.quality is not None
     assert file.quality.kl < 0.05
     assert file.budgets[1.0] == [-1.0] * len(file.gates)
-    assert file.planned["latency"] - 0.01 <= min(file.budgets) <= 0.6
+    assert file.planned["latency"] - 0.01 <= min(set(file.budgets) - {0.37}) <= 0.6
     assert file.frontier is not None
     assert [point.budget for point in file.frontier.budgets] == list(file.budgets)
+    assert file.variants == ["model-0.8.onnx", "model-0.37.onnx", "model-1.onnx"]
     drifts = [point.quality.kl for point in file.frontier.skipped]
     assert drifts[0] < 1e-9 < drifts[1] <= drifts[-1]
     assert (tmp_path / "out" / "model-frontier.png").stat().st_size > 10_000
@@ -94,6 +95,16 @@ def test_a_budget_gates_and_one_file_serves_others(tmp_path: Path, letters: Any)
     assert not torch.equal(gated, opened)
     asked = session.run({**feed, THRESHOLDS: torch.tensor([gate.threshold for gate in file.gates])})["logits"]
     assert torch.equal(asked, gated), "the default is not the plan"
+    for budget in (0.8, 0.37):
+        variant = Session(tmp_path / "out" / f"model-{budget}.onnx")
+        assert THRESHOLDS not in variant.inputs
+        limits = torch.tensor(file.budgets[budget])
+        assert torch.equal(variant.run(feed)["logits"], session.run({**feed, THRESHOLDS: limits})["logits"])
+    dense = Session(tmp_path / "out" / "model-1.onnx")
+    torch.testing.assert_close(dense.run(feed)["logits"], eager, rtol=1e-4, atol=1e-5)
+    graph = onnx.load(tmp_path / "out" / "model-1.onnx", load_external_data=False).graph
+    assert "If" not in {node.op_type for node in graph.node}
+    assert [each.name for each in (tmp_path / "out").glob("*.data")] == ["model.onnx.data"]
 
 
 def test_gates_that_do_not_pay_are_left_out_and_the_report_says_so(tmp_path: Path, letters: Any) -> None:
