@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from torch import fx, nn
 
 from srrc.backends.cpu import build, toolchain
@@ -16,6 +17,10 @@ from srrc.passes.find_pathways import FindPathways
 from srrc.passes.normalise import Normalise
 from srrc.pathways.base import Pathway
 from srrc.pathways.graph_view import GraphView
+
+# A busy machine draws slowly, and takes its time.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 WIDE = "wide"
 """Vectors as wide as AVX-512's, made of whatever this machine has: the same code, testable everywhere."""

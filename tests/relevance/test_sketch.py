@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -11,7 +11,6 @@ from srrc.relevance.sketch import Sketch
 SCORES = hnp.arrays("float32", st.integers(1, 300), elements=st.floats(0, 2.0**100, width=32))
 
 
-@settings(suppress_health_check=[HealthCheck.too_slow])  # a busy machine draws slowly
 @given(SCORES)
 def test_quantiles_are_within_a_bucket(values: object) -> None:
     scores = torch.as_tensor(values)
