@@ -18,7 +18,7 @@ from srrc.pathways.neuron import Mlp
 from srrc.pathways.residual import Branch
 from srrc.pathways.vocab import Head
 from srrc.relevance.basis import Moments, head_basis
-from srrc.relevance.blocks import BlockFit, NeuronMean
+from srrc.relevance.blocks import BlockFit, NeuronTotal
 from srrc.relevance.probe import ProbeFit
 from srrc.relevance.replay import Replay
 from srrc.relevance.statistics import Look, look
@@ -118,7 +118,7 @@ def _blocks(gated: GatedGraph, calls: Sequence[Any], blocks: int, skip_first: in
     ]
     if not mlps:
         return {}
-    means = {gate: NeuronMean(source.column_norm((site.down,))) for gate, site in mlps}
+    means = {gate: NeuronTotal(source.column_norm((site.down,))) for gate, site in mlps}
     replay = Replay(gated.base, ())
     look(replay, calls, {site.down.x: [_tail(means[gate].add, skip_first)] for gate, site in mlps})
     fits = {

@@ -27,6 +27,7 @@ from srrc.backends.onnx.lower import Marked, lower, prepare
 from srrc.backends.onnx.save import save
 from srrc.backends.onnx.session import Session
 from srrc.backends.onnx.trace import Traced
+from srrc.optimization.plan import CLOSED
 from srrc.optimization.reader import reader_of
 from srrc.optimization.settings import Settings
 from srrc.optimization.timing import Feeds, over_loads
@@ -109,7 +110,7 @@ def _skipped(
 def _limits(profile: Profile, gates: list[str], share: float) -> dict[str, torch.Tensor]:
     """Thresholds at which each branch is skipped for this share of the tokens."""
     known = [profile.gates.get(gate) or profile.gates[f"{gate}/coarse"] for gate in gates]
-    at = [1e30 if share == 1 else gate.threshold(share) for gate in known]
+    at = [CLOSED if share == 1 else gate.threshold(share) for gate in known]
     return {THRESHOLDS: torch.tensor(at, dtype=torch.float32)}
 
 

@@ -11,22 +11,18 @@ the stream, ||exit|| / ||stream||. A row of zeros has no direction: its score is
 import torch
 from torch import Tensor
 
-from srrc.ops.gate import count, decide
+from srrc.ops import block_gate
 from srrc.ops.register import Grads, Needs, register
 
 
 def score(x: Tensor, probe: Tensor) -> Tensor:
     """The predicted relative size of the branch's contribution: x [..., H] -> float32 [..., 1]."""
-    wide = x.to(torch.float32)
-    rms = wide.square().mean(-1, keepdim=True).sqrt()
-    return ((wide @ probe[:-1]).unsqueeze(-1) / rms + probe[-1]).exp()
+    return block_gate.score(x, probe.unsqueeze(0))
 
 
 def reference(x: Tensor, probe: Tensor, gate: Tensor, counters: Tensor) -> Tensor:
     """The truth: score each row, and decide."""
-    decision = decide(score(x, probe).reshape(-1, 1), gate)
-    count(counters, decision)
-    return decision.keep.reshape(*x.shape[:-1], 1).contiguous()
+    return block_gate.reference(x, probe.unsqueeze(0), gate, counters)
 
 
 def fake(x: Tensor, probe: Tensor, gate: Tensor, counters: Tensor) -> Tensor:

@@ -152,11 +152,7 @@ def _write_variants(
     with work.step("writing other budgets"):
         written = write_variants(path, {each: budgets[each] for each in wanted if apart or each != 1.0})
         if 1.0 in wanted and not apart:
-            model = ir.Model(
-                marked.model.graph.clone(), ir_version=marked.model.ir_version, producer_name="srrc"
-            )
-            expand(model, {})
-            written.append(write_dense(model, path))
+            written.append(write_dense(_expanded(marked, {}), path))
         for each in written:
             check_file(each)
     return written
@@ -170,9 +166,14 @@ def _put(marked: Marked, thresholds: Mapping[str, float], folder: Path) -> Path:
     """Write the file with these gates into a folder."""
     name = marked.interface.name
     folder.mkdir(exist_ok=True)
+    return save(_expanded(marked, thresholds), folder / f"{name}.onnx")
+
+
+def _expanded(marked: Marked, thresholds: Mapping[str, float]) -> ir.Model:
+    """A copy of the graph with these gates."""
     model = ir.Model(marked.model.graph.clone(), ir_version=marked.model.ir_version, producer_name="srrc")
     expand(model, thresholds)
-    return save(model, folder / f"{name}.onnx")
+    return model
 
 
 def _quantised(work: Work, marked: Marked, thresholds: Mapping[str, float], name: str) -> Session | None:

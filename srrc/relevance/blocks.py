@@ -11,21 +11,20 @@ from srrc.relevance.basis import Moments
 from srrc.relevance.probe import SMALLEST, direction, ridge
 
 
-class NeuronMean:
-    """Running mean of |h| * norm, how much each neuron contributes: float32 [I].
+class NeuronTotal:
+    """Running sum of |h| * norm, how much each neuron contributes: float32 [I].
 
     norm: float32 [I], of each neuron's column of `down`
     """
 
     def __init__(self, norm: Tensor) -> None:
         self._norm = norm
-        self._sum, self._count = torch.zeros_like(norm), 0
+        self._sum = torch.zeros_like(norm)
 
     def add(self, hidden: Tensor) -> None:
         """Hidden [..., I], any floating dtype."""
         rows = hidden.detach().reshape(-1, len(self._norm))
         self._sum += rows.float().abs().sum(0)
-        self._count += len(rows)
 
     def split(self, blocks: int) -> Tensor:
         """The block of each neuron, int64 [I]: block 0 contributes most. Sizes differ by one at most."""

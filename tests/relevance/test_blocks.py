@@ -7,11 +7,11 @@ import srrc
 from srrc.errors import OptionError
 from srrc.models_zoo import families
 from srrc.ops import block_gate
-from srrc.relevance.blocks import BlockFit, NeuronMean
+from srrc.relevance.blocks import BlockFit, NeuronTotal
 
 
 def test_neurons_that_contribute_most_are_in_the_first_block() -> None:
-    mean = NeuronMean(torch.tensor([1.0, 1.0, 10.0, 1.0, 1.0]))
+    mean = NeuronTotal(torch.tensor([1.0, 1.0, 10.0, 1.0, 1.0]))
     mean.add(torch.tensor([[0.1, -3.0, 1.0, 0.0, -2.0], [0.1, 3.0, -1.0, 0.0, 2.0]]))
     assert mean.split(2).tolist() == [1, 0, 0, 1, 0]
     assert mean.split(5).tolist() == [3, 1, 0, 4, 2]
