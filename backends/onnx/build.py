@@ -30,6 +30,13 @@ def constant(nodes: Nodes, value: object, dtype: object) -> ir.Value:
     return op(nodes, "Constant", [], {"value": ir.tensor(np.asarray(value, dtype=dtype))})  # type: ignore[call-overload]
 
 
+def discard(nodes: Nodes) -> None:
+    """Let nodes that no graph gets read nothing any more: what they read is not read by them."""
+    for node in nodes:
+        for at in range(len(node.inputs)):
+            node.replace_input_with(at, None)
+
+
 def choose(
     nodes: Nodes,
     condition: ir.Value,
@@ -57,6 +64,14 @@ def width_of(value: ir.Value) -> int:
     size = value.shape[-1]
     assert isinstance(size, int)
     return size
+
+
+def zeros(nodes: Nodes, like: ir.Value | None, value: ir.Value) -> ir.Value:
+    """Zeros for `value`, which is not there to ask for its shape. like: a value that has as many rows."""
+    assert value.dtype is not None
+    rows = op(nodes, "Shape", [like], {"start": 0, "end": -1})
+    shape = op(nodes, "Concat", [rows, constant(nodes, [width_of(value)], np.int64)], {"axis": 0})
+    return op(nodes, "ConstantOfShape", [shape], {"value": ir.tensor(np.zeros(1, dtype=value.dtype.numpy()))})
 
 
 def replace_node(node: ir.Node, value: ir.Value | None) -> None:

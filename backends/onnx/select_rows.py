@@ -64,6 +64,10 @@ class RowSelection:
         self._some.update({(old, axis): new for old, new in zip(node.outputs, outputs, strict=True)})
         return self._some[value, axis]
 
+    def mixes(self, value: ir.Value) -> bool:
+        """Whether `value` is computed in the region and read there for all positions, whichever are chosen."""
+        return value in self._whole
+
     def whole(self, value: ir.Value) -> ir.Value:
         """`value` for all positions: computed in here where the region computes it."""
         node = value.producer()

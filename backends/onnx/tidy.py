@@ -32,17 +32,18 @@ def _constant_shapes(model: ir.Model) -> None:
             or shape.const_value is not None
         ):
             continue
-        if node.attributes.get_int("allowzero", 0):
-            continue
         target = _target(list(x.shape), list(out.shape))
         if target is not None:
             node.replace_input_with(1, _constant(model, target))
+            node.attributes.pop("allowzero", None)  # torch's exporter sets it; here 0 is to copy
 
 
 def _target(source: list[int | ir.SymbolicDim], wanted: list[int | ir.SymbolicDim]) -> list[int] | None:
     """A constant shape that takes every tensor of shape `source` to `wanted`; None where there is none."""
     target: list[int] = []
     for at, size in enumerate(wanted):
+        if size == 0:
+            return None
         if isinstance(size, int):
             target.append(size)
         elif at < len(source) and source[at] == size and all(each == 0 for each in target):

@@ -18,8 +18,9 @@ from onnx_ir import tensor_adapters
 from torch import Tensor, fx
 
 from srrc.backends.onnx.activations import ACTIVATIONS
-from srrc.backends.onnx.build import Nodes, op, replace_node, total
-from srrc.backends.onnx.gates.branch import Part, addition, left_out_or, zeros
+from srrc.backends.onnx.build import Nodes, op, replace_node, total, zeros
+from srrc.backends.onnx.gates.branch import addition, left_out_or
+from srrc.backends.onnx.gates.part import Part
 from srrc.backends.onnx.gates.token_choice import biases_of, token_choices
 from srrc.backends.onnx.lowering import Lowering
 from srrc.backends.onnx.select_rows import RowSelection

@@ -13,18 +13,27 @@ cache) stays outside and runs always. The addition of the stream goes along wher
 place: ONNX Runtime packs none that is read in two.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from srrc.backends.onnx.build import Nodes, choose, constant, op, replace_node, total, width_of
+from srrc.backends.onnx.build import (
+    Nodes,
+    choose,
+    constant,
+    discard,
+    op,
+    replace_node,
+    total,
+    width_of,
+    zeros,
+)
+from srrc.backends.onnx.gates.merge import Merge, NotAlikeError
+from srrc.backends.onnx.gates.part import Part
 from srrc.backends.onnx.gates.token_choice import TokenChoice, biases_of, token_choices
 from srrc.backends.onnx.lowering import Lowering
-from srrc.backends.onnx.regions import copy_nodes, leading_to
-from srrc.backends.onnx.select_rows import ELEMENTWISE, RowSelection
+from srrc.backends.onnx.regions import Copies, copy_nodes
 from srrc.backends.onnx.symbolic import symbolic
 
 
@@ -49,48 +58,6 @@ def leave(node: ir.Node) -> None:
     replace_node(node, node.inputs[2])
 
 
-@dataclass(frozen=True, eq=False)
-class Part:
-    """One of the values that a branch may have: what computes it, and it for chosen positions."""
-
-    region: list[ir.Node]
-    rows: RowSelection
-    value: ir.Value
-
-    @classmethod
-    def of(cls, node: ir.Node, value: ir.Value, axis: int) -> "Part":
-        """All that leads to `value`, which `node` reads, and nowhere else. axis: of the positions."""
-        region = leading_to(node, [value])
-        rows = RowSelection(set(region))
-        some = rows.some(value, axis) if axis >= 0 else value
-        if rows.contractions:
-            return cls(region, rows, some)
-        whole = RowSelection(set(region))
-        copies: dict[ir.Value, ir.Value] = {}
-        whole.nodes += copy_nodes(region, copies)
-        return cls(region, whole, copies.get(value, value))
-
-    @property
-    def selects(self) -> bool:
-        """Whether it is computed for chosen positions only."""
-        return self.rows.contractions > 0
-
-    @property
-    def takes_no_rows(self) -> bool:
-        """Whether it may be computed for no position at all, in no time: then it needs no `If`."""
-        return self.selects and all(node.op_type in _ROW_BY_ROW for node in self.rows.nodes)
-
-
-_ROW_BY_ROW = ELEMENTWISE | {
-    "Constant",
-    "CastLike",
-    "Gemm",
-    "LayerNormalization",
-    "MatMul",
-    "RMSNormalization",
-}
-
-
 def limits_of(node: ir.Node) -> NDArray[np.float32]:
     """What is taken off the logarithm of the threshold: float32 [1]."""
     return biases_of(node.inputs[1])
@@ -100,12 +67,13 @@ def expand(node: ir.Node, limit: ir.Value) -> None:
     """Put standard operators in the place of a `Branch`. limit: float32 [1]."""
     graph = node.graph
     assert isinstance(graph, ir.Graph)
-    value, other = node.inputs[2], node.inputs[3] if len(node.inputs) > 3 else None
+    entry, value, other = node.inputs[0], node.inputs[2], node.inputs[3] if len(node.inputs) > 3 else None
+    assert entry is not None
     assert value is not None
     assert value.shape is not None
     axis = len(value.shape) - 2
     nodes: Nodes = []
-    (choice,) = token_choices(nodes, node, node.inputs[0], node.inputs[1], limit, axis)
+    (choice,) = token_choices(nodes, node, entry, node.inputs[1], limit, axis)
     add = addition(node)
     end = node.outputs[0] if add is None else add.outputs[0]
     stream = None if add is None else next(each for each in add.inputs if each is not node.outputs[0])
@@ -113,11 +81,14 @@ def expand(node: ir.Node, limit: ir.Value) -> None:
     regions = [*part.region]
     result = ir.val("result", end.dtype, end.shape)
     if other is None:
-        left_out_or(nodes, part, choice, (node.inputs[0], value), stream, result)
+        left_out_or(nodes, part, choice, (entry, value), stream, result)
     else:
         stand_in = Part.of(node, other, axis)
         regions += stand_in.region
-        _stood_in_for(nodes, part, stand_in, choice, value, stream, result)
+        if part.takes_no_rows or not _merged(
+            nodes, part, stand_in, choice, entry, (value, other), stream, result
+        ):
+            _stood_in_for(nodes, part, stand_in, choice, value, stream, result)
     graph.insert_before(node if add is None else add, nodes)
     end.replace_all_uses_with(result)
     graph.remove([*([] if add is None else [add]), node, *_reversed(graph, regions)], safe=True)
@@ -156,6 +127,40 @@ def left_out_or(
         choose(computed, choice.dropped, (some, [put]), every, [found], ("put_back", "every_token"))
         nothing = choice.nothing(nodes)
         choose(nodes, nothing, (left_out, [bypass]), (computed, [found]), [result], ("left_out", "computed"))
+
+
+def _merged(
+    nodes: Nodes,
+    part: Part,
+    other: Part,
+    choice: TokenChoice,
+    like: ir.Value,
+    values: tuple[ir.Value, ir.Value],
+    stream: ir.Value | None,
+    result: ir.Value,
+) -> bool:
+    """One `If` around a branch that mixes tokens: the branch, or it and its stand-in in one pass.
+
+    like: a value with a row for each token
+
+    Its weights are read in two places, so ONNX Runtime holds them twice, packed for its kernels in both.
+
+    Returns:
+        False where the two are not alike; then nothing was done.
+
+    """
+    mixed: Nodes = []
+    merge = Merge(mixed, choice, like, part, other)
+    try:
+        some = (mixed, [total(mixed, stream, merge.both(*values))])
+    except NotAlikeError:
+        discard(mixed)
+        return False
+    copies: Copies = {}
+    whole = copy_nodes(part.region, copies)
+    every = (whole, [total(whole, stream, copies[values[0]])])
+    choose(nodes, choice.dropped, some, every, [result], ("some_dropped", "all_kept"))
+    return True
 
 
 def _stood_in_for(
@@ -222,14 +227,6 @@ def _put(
         return op(nodes, "Where", [kept, total(nodes, stream, value), stream])
     zero = op(nodes, "CastLike", [constant(nodes, 0, np.float32), value])
     return op(nodes, "Where", [kept, value, zero])
-
-
-def zeros(nodes: Nodes, entry: ir.Value | None, value: ir.Value) -> ir.Value:
-    """Zeros in the shape of a value that is not there to ask for it."""
-    assert value.dtype is not None
-    rows = op(nodes, "Shape", [entry], {"start": 0, "end": -1})
-    shape = op(nodes, "Concat", [rows, constant(nodes, [width_of(value)], np.int64)], {"axis": 0})
-    return op(nodes, "ConstantOfShape", [shape], {"value": ir.tensor(np.zeros(1, dtype=value.dtype.numpy()))})
 
 
 def addition(node: ir.Node) -> ir.Node | None:
