@@ -30,7 +30,7 @@ class CachedDecoder(Wrapped):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         """rest: position_ids where the model takes them, then key and value of each layer."""
-        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicCache
 
         extra = {"position_ids": rest[0]} if self._positions else {}
         past = rest[1:] if self._positions else rest

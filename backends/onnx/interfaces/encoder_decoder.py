@@ -134,7 +134,7 @@ def _decode(model: Any, ids: Tensor, hidden: Tensor, mask: Tensor | None, cache:
 
 def _caches(own: list[tuple[Tensor, Tensor]], cross: list[tuple[Tensor, Tensor]]) -> Any:
     """A cache that knows the encoder's keys and values where `cross` holds them."""
-    from transformers import DynamicCache, EncoderDecoderCache
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     return EncoderDecoderCache(DynamicCache(ddp_cache_data=own), DynamicCache(ddp_cache_data=cross))
 
