@@ -1,16 +1,20 @@
-"""The programs of docs/onnx.md run a file that `srrc.optimize` wrote, and write eager's tokens."""
+"""The programs of docs/onnx.md run files that `srrc.optimize` wrote: eager's tokens without gates, others with them."""
 
+import dataclasses
 import json
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import srrc
+from srrc.backends.onnx.decoding import greedy
+from srrc.backends.onnx.session import Session
 from srrc.models_zoo import families
 from srrc.optimization.settings import Settings
 
@@ -23,20 +27,54 @@ def program(kind: str) -> str:
     return str(code)
 
 
+FILES = ["model", "model-0.8", "model-1"]
+"""The plan's file, a variant with gates, and the one without any."""
+
+
+def llama() -> Any:
+    """A tiny Llama with weights large enough for its layers to say more than the last token again."""
+    model: Any = families.tiny("llama").model
+    with torch.no_grad():
+        for weight in (each for each in model.model.layers.parameters() if each.dim() == 2):
+            weight.mul_(4)
+    return model
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folders(tmp_path_factory: pytest.TempPathFactory, letters: Any, let_gates_pay: Any) -> dict[str, Path]:
+    """File -> a folder with it as `model.onnx`, as GenAI wants it."""
     torch._dynamo.reset()
-    out = tmp_path_factory.mktemp("written") / "out"
-    quick = Settings(prompts=1, new_tokens=2, heldout_tokens=256, rounds=1, prefill=16, past=8)
-    srrc.optimize(families.tiny("llama").model, out, settings=quick)
-    return out
+    place = tmp_path_factory.mktemp("written")
+    quick = Settings(prompts=1, new_tokens=2, heldout_tokens=256, rounds=1, prefill=16, past=8, budget=0.3)
+    with pytest.MonkeyPatch.context() as patch:
+        let_gates_pay(patch)
+        settings = dataclasses.replace(quick, variants=(1.0, 0.8))
+        srrc.optimize(llama(), place / "out", tokenizer=letters, settings=settings)
+    for name in FILES:
+        shutil.copytree(place / "out", place / name)
+        shutil.copy(place / "out" / f"{name}.onnx", place / name / "model.onnx")
+    return {name: place / name for name in FILES}
 
 
 @pytest.fixture(scope="module")
-def expected() -> list[int]:
+def expected(folders: dict[str, Path]) -> dict[str, list[int]]:
+    """File -> the tokens that it writes: eager's, or with gates those of our own loop."""
+    session = Session(folders["model-1"] / "model.onnx")
+    example = {name: torch.zeros(1, 2, 0, 16) for name in session.inputs}
+    found = {
+        name: greedy(Session(folder / "model.onnx").run, example, PROMPT, COUNT)
+        for name, folder in folders.items()
+    }
+    found["model-1"] = eager_tokens()
+    assert len(set(found["model-1"])) > 3
+    assert found["model"] != found["model-1"], "the gates change nothing"
+    return found
+
+
+def eager_tokens() -> list[int]:
     ids = torch.tensor([PROMPT])
     with torch.no_grad():
-        written = families.tiny("llama").model.generate(
+        written = llama().generate(
             ids,
             max_new_tokens=COUNT,
             min_new_tokens=COUNT,
@@ -54,13 +92,16 @@ def run(*command: str, cwd: Path | None = None) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["python onnxruntime", "python onnxruntime-genai"])
-def test_python(kind: str, folder: Path, expected: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", FILES)
+def test_python(
+    kind: str, file: str, folders: dict[str, Path], expected: dict[str, list[int]], tmp_path: Path
+) -> None:
     (tmp_path / "program.py").write_text(program(kind))
-    written = run(sys.executable, str(tmp_path / "program.py"), str(folder), json.dumps(PROMPT), str(COUNT))
-    assert written == expected
+    asked = str(folders[file]), json.dumps(PROMPT), str(COUNT)
+    assert run(sys.executable, str(tmp_path / "program.py"), *asked) == expected[file]
 
 
-def test_javascript(folder: Path, expected: list[int], tmp_path: Path) -> None:
+def test_javascript(folders: dict[str, Path], expected: dict[str, list[int]], tmp_path: Path) -> None:
     if shutil.which("npm") is None or shutil.which("node") is None:
         pytest.skip("there is no node here")
     (command,) = re.findall(r"`(npm install [^`]+)`", PAGE)
@@ -70,5 +111,6 @@ def test_javascript(folder: Path, expected: list[int], tmp_path: Path) -> None:
     )
     assert installed.returncode == 0, installed.stderr
     (tmp_path / "program.mjs").write_text(program("javascript"))
-    written = run("node", "program.mjs", str(folder), json.dumps(PROMPT), str(COUNT), cwd=tmp_path)
-    assert written == expected
+    for file, folder in folders.items():
+        written = run("node", "program.mjs", str(folder), json.dumps(PROMPT), str(COUNT), cwd=tmp_path)
+        assert written == expected[file], file
