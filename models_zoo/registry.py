@@ -54,6 +54,10 @@ def load(name: str, *, dtype: torch.dtype | None = None) -> Loaded:
 
 def _from_factory(name: str, dtype: torch.dtype | None) -> Loaded:
     module_name, _, factory_name = name.partition(":")
+    if not all(part.isidentifier() for part in module_name.split(".")) or module_name.endswith(".py"):
+        raise ModelError(
+            f"cannot load {name!r}: give a module by the name it is imported by, as in package.module:factory"
+        )
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -23,7 +23,8 @@ from srrc.optimization.checks import Parity, check_file, compare_outputs
 from srrc.optimization.frontier import measure_frontier, plot_frontier
 from srrc.optimization.plan import GatePlan, Measured, Saving, make_plan, other_budgets
 from srrc.optimization.quality import Quality
-from srrc.optimization.reader import Reader, reader_of
+from srrc.optimization.reader import Reader
+from srrc.optimization.reader_of import reader_of
 from srrc.optimization.report import FileReport, GateReport
 from srrc.optimization.settings import Settings
 from srrc.optimization.timing import latencies, measure_savings

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from srrc.backends.onnx.decoding import first_inputs, next_inputs
 from srrc.backends.onnx.interfaces.base import BATCH, ENCODER_SEQUENCE, PAST, SEQUENCE, Interface
@@ -14,10 +14,7 @@ from srrc.backends.onnx.session import Session
 from srrc.optimization.checks import compare_tokens, eager
 from srrc.optimization.quality import Extras, Quality, of_decoder, of_values
 from srrc.optimization.settings import Settings
-from srrc.optimization.texts import Heldout, heldout, tokenizer_in
-
-TEXT_INPUTS = frozenset({"input_ids", "attention_mask", "token_type_ids"})
-"""What an encoder of text takes."""
+from srrc.optimization.texts import Heldout
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,19 +39,6 @@ class Reader(Protocol):
     def quality(self, dense: Session, gated: Session, extras: Extras) -> list[Quality]:
         """How far the gated file is from the dense one, for each of what it gets beside its own inputs."""
         ...
-
-
-def reader_of(model: nn.Module | None, tokenizer: Any, interface: Interface, settings: Settings) -> Reader:
-    """A decoder goes through text token by token; an encoder reads it at once; everything else gets random inputs."""
-    known: Any = model
-    module: Any = interface.module
-    if "past_key_values.0.key" in interface.example:
-        vocabulary = int(module.vocabulary if known is None else known.config.get_text_config().vocab_size)
-        held = heldout(tokenizer, vocabulary, settings.heldout_tokens, settings.prompts)
-        return TextReader(interface, settings, held)
-    text = interface.example.keys() <= TEXT_INPUTS and tokenizer_in(tokenizer) is not None
-    windows = heldout(tokenizer, 0, settings.heldout_tokens, 0).windows if text else ()
-    return OneCallReader(interface, settings, windows)
 
 
 class TextReader:

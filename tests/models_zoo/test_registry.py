@@ -60,6 +60,8 @@ def test_a_factory_gives_a_model_with_or_without_a_tokenizer(importable: str) ->
         ("math:make", "has no attribute 'make'"),
         ("math:pi", "pi cannot be called"),
         (":make", "cannot load ':make'"),
+        ("./model.py:make", "as in package.module:factory"),
+        ("model.py:make", "as in package.module:factory"),
         ("", "no model ''"),
     ],
 )
