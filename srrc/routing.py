@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from srrc.control import controller
 from srrc.control.plan import Plan
 from srrc.errors import OptionError, ProfileError
+from srrc.fuel import fuel
 from srrc.options import Options
 from srrc.passes.gating.source import GateSource
 from srrc.profile import Profile
@@ -24,9 +24,6 @@ from srrc.runtime.gates import set_records
 from srrc.runtime.watch import WeightWatch
 
 NO_PROFILE = "this model was compiled without a profile; compile it with options={'profile': ...}"
-
-FUEL_VARIABLE = "SRRC_FUEL"
-"""Environment variable: insert only the first so many gates, to find a bad one by bisection."""
 
 
 def profile_of(options: Options) -> Profile | None:
@@ -153,16 +150,6 @@ def watched(
         return routed
 
     return call
-
-
-def fuel() -> int | None:
-    """How many gates `SRRC_FUEL` allows; None for all. Raises OptionError where it is no whole number."""
-    given = os.environ.get(FUEL_VARIABLE)
-    if given is None:
-        return None
-    if not given.isdigit():
-        raise OptionError(f"{FUEL_VARIABLE}={given!r} is not a whole number of gates")
-    return int(given)
 
 
 @functools.lru_cache(maxsize=4)

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir import tensor_adapters
 from onnx_ir._convenience import SupportedAttrTypes
+from torch import Tensor
 
 from srrc.backends.onnx.regions import branch
 
@@ -28,6 +30,18 @@ def op(
 def constant(nodes: Nodes, value: object, dtype: object) -> ir.Value:
     """Append a `Constant` of a NumPy dtype."""
     return op(nodes, "Constant", [], {"value": ir.tensor(np.asarray(value, dtype=dtype))})  # type: ignore[call-overload]
+
+
+def register(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new initializer of a graph."""
+    value = ir.val(name, const_value=tensor)
+    model.graph.register_initializer(value)
+    return value
+
+
+def initializer(model: ir.Model, name: str, tensor: Tensor) -> ir.Value:
+    """A new initializer of a graph that holds a torch tensor."""
+    return register(model, name, tensor_adapters.TorchTensor(tensor.contiguous(), name=name))
 
 
 def discard(nodes: Nodes) -> None:

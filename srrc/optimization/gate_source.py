@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from srrc.fuel import fuel
 from srrc.passes.gating.blocks import BLOCKS
 from srrc.passes.gating.source import GateSource
 from srrc.profile import Profile
@@ -13,7 +14,10 @@ KINDS = frozenset({"residual", "vocab"})
 
 
 def gate_source(profile: Profile, fqns: Mapping[str, str], weights: Mapping[str, Tensor]) -> GateSource:
-    """The profile's gates. fqns, weights: by placeholder. Raises ProfileError for a profile of other weights."""
+    """The profile's gates. fqns, weights: by placeholder.
+
+    Raises ProfileError for a profile of other weights, OptionError for a `SRRC_FUEL` that is no number.
+    """
     profile.check({fqns[placeholder]: weight for placeholder, weight in weights.items()})
     return GateSource(
         covers=lambda gate: (
@@ -24,4 +28,5 @@ def gate_source(profile: Profile, fqns: Mapping[str, str], weights: Mapping[str,
         many_rows=True,
         coarse=True,
         blocks=True,
+        fuel=fuel(),
     )

@@ -64,6 +64,19 @@ def test_exact_by_default(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("paying")
+def test_fuel_allows_so_many_gates(tmp_path: Path, letters: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = dataclasses.replace(QUICK, budget=0.1)
+    for fuel in (0, 2):
+        monkeypatch.setenv("SRRC_FUEL", str(fuel))
+        report = srrc.optimize(llama(), tmp_path / str(fuel), tokenizer=letters, settings=settings)
+        assert len(report.files[0].gates) == fuel
+    monkeypatch.setenv("SRRC_FUEL", "many")
+    with pytest.raises(OptionError, match="not a whole number of gates"):
+        srrc.optimize(llama(), tmp_path / "many", tokenizer=letters, settings=settings)
+    assert not (tmp_path / "many").exists()
+
+
+@pytest.mark.usefixtures("paying")
 def test_a_budget_gates_and_one_file_serves_others(tmp_path: Path, letters: Any) -> None:
     settings = dataclasses.replace(QUICK, budget=0.6, frontier=True, variants=(1.0, 0.8, 0.37))
     report = srrc.optimize(llama(), tmp_path / "out", tokenizer=letters, settings=settings)

@@ -18,7 +18,7 @@ from onnx_ir import tensor_adapters
 from torch import Tensor, fx
 
 from srrc.backends.onnx.activations import ACTIVATIONS
-from srrc.backends.onnx.build import Nodes, op, replace_node, total, zeros
+from srrc.backends.onnx.build import Nodes, initializer, op, register, replace_node, total, zeros
 from srrc.backends.onnx.gates.branch import addition, left_out_or
 from srrc.backends.onnx.gates.part import Part
 from srrc.backends.onnx.gates.token_choice import biases_of, token_choices
@@ -69,7 +69,7 @@ def fill(model: ir.Model, pathways: Iterable[Pathway], source: GateSource) -> No
         site = sites[gate]
         assert isinstance(site, Mlp)
         of, probes = (source.vectors[f"{gate}/{name}"] for name in ("of", "probes"))
-        inputs: list[ir.Value | None] = [_held(model, f"{gate}/probes", probes)]
+        inputs: list[ir.Value | None] = [initializer(model, f"{gate}/probes", probes)]
         for block in range(len(probes)):
             members = (of == block).nonzero().flatten()
             for name, linear in (("gate", site.gate), ("up", site.up), ("down", site.down)):
@@ -104,7 +104,7 @@ def _picked(model: ir.Model, name: str, matrix: Tensor, members: Tensor, dimensi
         return tensor_adapters.TorchTensor(picked, name=name)
 
     lazy = ir.LazyTensor(make, dtype=dtype, shape=ir.Shape(shape), name=name)
-    return _register(model, name, lazy)
+    return register(model, name, lazy)
 
 
 def _bias(
@@ -114,17 +114,7 @@ def _bias(
         return None
     bias = source.weights[linear.bias.name].detach()
     bias = bias if linear.rows is None else bias[slice(*linear.rows)]
-    return _held(model, name, bias if members is None else bias[members])
-
-
-def _held(model: ir.Model, name: str, tensor: Tensor) -> ir.Value:
-    return _register(model, name, tensor_adapters.TorchTensor(tensor.contiguous(), name=name))
-
-
-def _register(model: ir.Model, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.val(name, const_value=tensor)
-    model.graph.register_initializer(value)
-    return value
+    return initializer(model, name, bias if members is None else bias[members])
 
 
 def leave(node: ir.Node) -> None:

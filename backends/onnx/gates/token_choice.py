@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from srrc.backends.onnx.build import Nodes, choose, constant, op
 from srrc.backends.onnx.select_rows import RowSelection
 
+Branch = tuple[Nodes, list[ir.Value]]
+"""Of an `If`: its nodes, and what it gives."""
+
 
 @dataclass(frozen=True, eq=False)
 class TokenChoice:
@@ -57,21 +60,20 @@ class TokenChoice:
                 ir.Node("", "Compress", [value, chosen], [ir.AttrInt64("axis", axis)], outputs=[made])
             )
             return
-        some: Nodes = []
-        found = self._taken(some, rows, self.kept(some))
-        whole: Nodes = []
-        outputs = [*rows.outside.values(), *([rows.index] if rows.reads_index else [])]
-        every = (whole, self._untouched(whole, rows))
-        choose(nodes, self.dropped, (some, found), every, outputs, ("some_tokens", "every_token"))
+        some, every = self._two_ways(rows, kept=True)
+        choose(nodes, self.dropped, some, every, _outputs(rows), ("some_tokens", "every_token"))
 
     def take_dropped(self, nodes: Nodes, rows: RowSelection, nothing: ir.Value) -> None:
         """Provide what `rows` reads from outside, for the tokens that are not. nothing: whether that is all of them."""
+        some, every = self._two_ways(rows, kept=False)
+        choose(nodes, nothing, every, some, _outputs(rows), ("every_token", "some_tokens"))
+
+    def _two_ways(self, rows: RowSelection, *, kept: bool) -> tuple[Branch, Branch]:
+        """What `rows` reads from outside: for the tokens that are kept, or those that are not; and for every token."""
         some: Nodes = []
-        found = self._taken(some, rows, self.low)
+        found = self._taken(some, rows, self.kept(some) if kept else self.low)
         whole: Nodes = []
-        outputs = [*rows.outside.values(), *([rows.index] if rows.reads_index else [])]
-        every = (whole, self._untouched(whole, rows))
-        choose(nodes, nothing, every, (some, found), outputs, ("every_token", "some_tokens"))
+        return (some, found), (whole, self._untouched(whole, rows))
 
     def _taken(self, nodes: Nodes, rows: RowSelection, chosen: ir.Value) -> list[ir.Value]:
         index = op(nodes, "NonZero", [self.anywhere(nodes, chosen)])
@@ -95,6 +97,10 @@ class TokenChoice:
         before = op(nodes, "CumSum", [ones, constant(nodes, 0, np.int64)])
         place = op(nodes, "Sub", [before, constant(nodes, 1, np.int32)])
         return op(nodes, "Gather", [value, place], {"axis": self.axis})
+
+
+def _outputs(rows: RowSelection) -> list[ir.Value]:
+    return [*rows.outside.values(), *([rows.index] if rows.reads_index else [])]
 
 
 def biases_of(probes: ir.Value | None) -> NDArray[np.float32]:

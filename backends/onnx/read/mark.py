@@ -6,7 +6,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, fx
 
-from srrc.backends.onnx.build import replace_node
+from srrc.backends.onnx.build import initializer, replace_node
 from srrc.backends.onnx.gates import DOMAIN, blocks
 from srrc.backends.onnx.gates.coarse import product_attributes
 from srrc.backends.onnx.read.mirror import VALUE, Mirror
@@ -55,7 +55,7 @@ def _branch(model: ir.Model, site: Branch, gate: str, name: str, source: GateSou
     if reads is None:
         return False
     value = add.inputs[reads]
-    probe = _initializer(model, f"{gate}/probe", source.vectors[f"{name}/probe"])
+    probe = initializer(model, f"{gate}/probe", source.vectors[f"{name}/probe"])
     marker = ir.node("Branch", [entry, probe, value], {"gate": gate}, domain=DOMAIN)
     marker.outputs[0].type, marker.outputs[0].shape = end.type, end.shape
     model.graph.insert_before(add, marker)
@@ -113,9 +113,7 @@ def _coarse_product(
 
 def _bits(model: ir.Model, x: ir.Value, weight: Tensor, name: str, bits: int) -> ir.Node:
     codes, scale = coarse_weight(weight, bits)
-    held = [
-        _initializer(model, f"{name}/{part}", each) for part, each in (("codes", codes), ("scale", scale))
-    ]
+    held = [initializer(model, f"{name}/{part}", each) for part, each in (("codes", codes), ("scale", scale))]
     attributes = product_attributes(weight.shape[1], weight.shape[0], bits)
     return ir.node("MatMulNBits", [x, *held], attributes, domain="com.microsoft")
 
@@ -144,9 +142,9 @@ def _head(model: ir.Model, site: Head, gate: str, mirror: Mirror) -> bool:
     codes, scale = coarse_weight(by_token, BITS)
     tensors = {"codes": codes, "scale": scale}
     held = [_table(model, by_token, f"{gate}/weight")]
-    held += [_initializer(model, f"{gate}/{name}", each) for name, each in tensors.items()]
+    held += [initializer(model, f"{gate}/{name}", each) for name, each in tensors.items()]
     if site.linear.bias is not None:
-        held.append(_initializer(model, f"{gate}/bias", mirror.weights[site.linear.bias.name]))
+        held.append(initializer(model, f"{gate}/bias", mirror.weights[site.linear.bias.name]))
     attributes: dict[str, int | str] = {"exact": min(EXACT, len(by_token)), "bits": BITS, "gate": gate}
     marker = ir.node("Head", [x, *held], attributes, domain=DOMAIN)
     marker.outputs[0].type, marker.outputs[0].shape = end.type, end.shape
@@ -165,13 +163,7 @@ def _table(model: ir.Model, weight: Tensor, name: str) -> ir.Value:
             rows = torch.from_numpy(held.numpy()[:64].copy())
             if torch.equal(rows, weight[:64]) and torch.equal(torch.from_numpy(held.numpy().copy()), weight):
                 return value
-    return _initializer(model, name, weight)
-
-
-def _initializer(model: ir.Model, name: str, tensor: Tensor) -> ir.Value:
-    made = ir.val(name, const_value=ir.tensor(tensor.contiguous().numpy(), name=name))
-    model.graph.register_initializer(made)
-    return made
+    return initializer(model, name, weight)
 
 
 def _value(node: fx.Node) -> ir.Value | None:

@@ -85,7 +85,7 @@ def _reshape(nodes: Nodes, node: ir.Node) -> Call | None:
     assert x is not None
     assert shape is not None
     known = nodes.number(shape)
-    if known is None or node.attributes.get_int("allowzero", 0) == 1:
+    if known is None or (0 in map(int, known) and node.attributes.get_int("allowzero", 0) == 1):
         return None
     sizes = [int(size) or nodes.tensor(x).shape[at] for at, size in enumerate(known)]
     return "reshape", (nodes.node(x), *sizes), {}
