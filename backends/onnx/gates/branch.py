@@ -141,13 +141,8 @@ def _merged(
 ) -> bool:
     """One `If` around a branch that mixes tokens: the branch, or it and its stand-in in one pass.
 
-    like: a value with a row for each token
-
     Its weights are read in two places, so ONNX Runtime holds them twice, packed for its kernels in both.
-
-    Returns:
-        False where the two are not alike; then nothing was done.
-
+    False where the two are not alike; then nothing was done. like: a value with a row for each token.
     """
     mixed: Nodes = []
     merge = Merge(mixed, choice, like, part, other)

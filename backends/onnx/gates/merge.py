@@ -54,12 +54,7 @@ class Merge:
         self._known: dict[tuple[ir.Value, ir.Value], ir.Value] = {}
 
     def both(self, first: ir.Value, second: ir.Value) -> ir.Value:
-        """The one value of the two, in their shape.
-
-        Raises:
-            NotAlikeError: the branches differ in more than their weights.
-
-        """
+        """The one value of the two, in their shape. Raises NotAlikeError where more than weights differ."""
         if first is second:
             return first
         if (first, second) not in self._known:
@@ -77,7 +72,7 @@ class Merge:
         node, twin = first.producer(), second.producer()
         assert node is not None
         assert twin is not None
-        if _kind(node) != _kind(twin) or len(node.inputs) != len(twin.inputs):
+        if _kind(node) != _kind(twin):
             raise NotAlikeError
         copies: dict[ir.Value, ir.Value] = {}
         for one, other in zip(node.inputs, twin.inputs, strict=True):
@@ -99,7 +94,7 @@ class Merge:
         merged = [self.both(one, other) for one, other in zip(*reads, strict=True)]
         copies = [dict(zip(read, merged, strict=True)) for read in reads]
         if not any(node.op_type in _PRODUCTS for part in parts for node in part):
-            if [*map(_kind, parts[0])] != [*map(_kind, parts[1])]:
+            if not _same(parts[0], parts[1], dict(zip(*reads, strict=True))):
                 raise NotAlikeError
             self._nodes += copy_nodes(parts[0], copies[0])
             return copies[0][first]
@@ -137,7 +132,20 @@ def _by_row(node: ir.Node | None) -> bool:
 
 def _kind(node: ir.Node) -> tuple[object, ...]:
     attributes = sorted((name, repr(each.value)) for name, each in node.attributes.items())
-    return node.domain, node.op_type, *attributes
+    return node.domain, node.op_type, len(node.inputs), *attributes
+
+
+def _same(part: Sequence[ir.Node], twin: Sequence[ir.Node], pairs: dict[ir.Value, ir.Value]) -> bool:
+    """Whether two parts are the same operators over the same values. pairs: those of both that are one by now."""
+    pairs = dict(pairs)
+    for node, other in zip(part, twin, strict=False):
+        read = zip(node.inputs, other.inputs, strict=False)
+        if _kind(node) != _kind(other) or any(
+            a is not b and (a is None or pairs.get(a) is not b) for a, b in read
+        ):
+            return False
+        pairs |= zip(node.outputs, other.outputs, strict=True)
+    return len(part) == len(twin)
 
 
 def _rows_up_to(value: ir.Value, inside: set[ir.Node]) -> list[ir.Node]:
@@ -166,9 +174,7 @@ def _read_from(part: Sequence[ir.Node], inside: set[ir.Node]) -> list[ir.Value]:
 def _token_values(part: Sequence[ir.Node], tokens: Sequence[int | ir.SymbolicDim]) -> list[ir.Value]:
     """What `part` reads from outside that has a row for each token.
 
-    Raises:
-        NotAlikeError: it reads something else that is neither a weight nor the same for all tokens.
-
+    Raises NotAlikeError where it reads something else that is neither a weight nor the same for all tokens.
     """
     found: dict[ir.Value, None] = {}
     for node in part:
