@@ -113,7 +113,7 @@ def other_budgets(
     max_drift: float | None,
     also: Sequence[float] = (),
 ) -> dict[float, list[float]]:
-    """Budget -> thresholds of the file's gates, for budgets down to what they can save; 1.0 opens all of them.
+    """Budget -> thresholds of the file's gates, for budgets down to the plan's, which is there, too; 1.0 opens all.
 
     also: budgets that are wanted anyway; one that is out of reach saves what can be saved
     """
@@ -123,7 +123,9 @@ def other_budgets(
     for budget in sorted({*wanted, *also} - {1.0}, reverse=True):
         made = make_plan(profile, dataclasses.replace(measured, savings=kept), budget, max_drift)
         found[budget] = [made.thresholds.get(gate, -1.0) for gate in plan.thresholds]
-    return found
+    if plan.thresholds:
+        found.setdefault(round(plan.plan.spent, 2), [*plan.thresholds.values()])
+    return dict(sorted(found.items(), reverse=True))
 
 
 def _cost(gate: GateProfile, saving: Saving) -> GateCost:

@@ -105,6 +105,10 @@ def test_other_budgets_end_where_the_file_does_and_open_everything_at_one() -> N
     first = [limits[0] for limits in found.values()]
     assert first == sorted(first)
     assert made.plan.spent == pytest.approx(0.75)
+    between = make_plan(held, measured, budget=0.72, max_drift=None)
+    found = other_budgets(held, measured, between, None, also=(0.65,))
+    assert list(found)[-3:] == [0.75, 0.72, 0.65]
+    assert found[0.72] == [*between.thresholds.values()]
 
 
 def test_drift_wins_over_the_budget() -> None:
