@@ -1,6 +1,7 @@
 """What README, CONTRIBUTING and docs tell people to type is what works."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -81,3 +82,10 @@ def test_commands_have_these_options(line: str) -> None:
 @pytest.mark.parametrize("target", TARGETS)
 def test_targets_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "script", sorted((ROOT / "docs" / "figures").glob("*.py")), ids=lambda each: each.name
+)
+def test_scripts_of_figures_find_what_they_import(script: Path) -> None:
+    assert callable(runpy.run_path(str(script))["main"])

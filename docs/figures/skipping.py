@@ -28,7 +28,7 @@ from srrc.backends.onnx.save import save
 from srrc.backends.onnx.session import Session
 from srrc.backends.onnx.trace import Traced
 from srrc.optimization.plan import CLOSED
-from srrc.optimization.reader import reader_of
+from srrc.optimization.reader_of import reader_of
 from srrc.optimization.settings import Settings
 from srrc.optimization.timing import Feeds, over_loads
 from srrc.passes.gating.source import GateSource
