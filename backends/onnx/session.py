@@ -24,31 +24,38 @@ def import_onnxruntime() -> Any:
 
 
 class Session:
-    """One file, loaded for the CPU with a fixed number of threads."""
+    """One file, loaded for the CPU with a fixed number of threads. Raises ModelError where it does not load."""
 
     def __init__(self, path: str | os.PathLike[str], threads: int = 1) -> None:
         self._path, self._threads = path, threads
-        runtime = import_onnxruntime()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-        options.log_severity_level = 3
-        try:
-            self._session = runtime.InferenceSession(
-                os.fspath(path), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # its exceptions share no base but Exception
-            first = str(error).strip().splitlines()[0]
-            raise ModelError(f"ONNX Runtime does not load {Path(path).name}: {first}") from error
-        self.inputs = [each.name for each in self._session.get_inputs()]
-        self.outputs = [each.name for each in self._session.get_outputs()]
+        self._session: Any = None
+        loaded = self.load()
+        self.inputs = [each.name for each in loaded.get_inputs()]
+        self.outputs = [each.name for each in loaded.get_outputs()]
 
-    def again(self) -> "Session":
-        """The same file, loaded once more."""
-        return Session(self._path, self._threads)
+    def load(self) -> Any:
+        """Read the file again if its memory was given back."""
+        if self._session is None:
+            runtime = import_onnxruntime()
+            options = runtime.SessionOptions()
+            options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
+            options.log_severity_level = 3
+            try:
+                self._session = runtime.InferenceSession(
+                    os.fspath(self._path), options, providers=["CPUExecutionProvider"]
+                )
+            except Exception as error:  # its exceptions share no base but Exception
+                first = str(error).strip().splitlines()[0]
+                raise ModelError(f"ONNX Runtime does not load {Path(self._path).name}: {first}") from error
+        return self._session
+
+    def release(self) -> None:
+        """Give its memory back until it is run again."""
+        self._session = None
 
     def run(self, feed: Feed) -> dict[str, Tensor]:
         """Outputs by name. What the file does not take is left out of `feed`."""
-        found = self._session.run(None, {name: _array(value) for name, value in feed.items()})
+        found = self.load().run(None, {name: _array(value) for name, value in feed.items()})
         return {name: torch.from_numpy(value) for name, value in zip(self.outputs, found, strict=True)}
 
 

@@ -87,6 +87,8 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
     reader = reader_of(work.model, work.tokenizer, interface, settings)
     exact = Session(exact_path, settings.threads)
     dense = _quantised(work, marked, {}, "quantised") or exact
+    if dense is not exact:
+        exact.release()
     plan, budgets, measured = GatePlan(Plan(), {}, {}), {}, Measured(0.0, {})
     if profile is not None and gates_in(marked.model):
         measured = _measured(work, marked, dense, reader)

@@ -50,11 +50,12 @@ def over_loads(
     """
     found: dict[str, list[float]] = {"dense": [], "gated": []}
     for load in range(LOADS):
-        if load % 2:
-            gated, dense = ours.again(), theirs.again()
-        else:
-            dense, gated = (theirs, ours) if load == 0 else (theirs.again(), ours.again())
-        times = time_variants({"dense": (dense, {}), "gated": (gated, extra)}, feeds, rounds)
+        if load > 0:
+            theirs.release()
+            ours.release()
+            for session in (ours, theirs) if load % 2 else (theirs, ours):
+                session.load()
+        times = time_variants({"dense": (theirs, {}), "gated": (ours, extra)}, feeds, rounds)
         found = {name: seconds + times[name] for name, seconds in found.items()}
     medians = {name: statistics.median(seconds) for name, seconds in found.items()}
     return medians | {"ratio": ratios(found["gated"], found["dense"])}
