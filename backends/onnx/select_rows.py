@@ -21,6 +21,8 @@ ELEMENTWISE = frozenset({
     "Sin", "Softplus", "Sqrt", "Sub", "Swish", "Tanh", "Where",
 })  # fmt: skip
 
+PRODUCTS = frozenset({"Gemm", "MatMul", "MatMulNBits"})
+
 
 class RowSelection:
     """Builds, in `nodes`, values of a region for some positions of one axis.
@@ -59,7 +61,7 @@ class RowSelection:
             each if each is None else self.whole(each) if at is None else self.some(each, at)
             for each, at in zip(node.inputs, axes, strict=True)
         ]
-        self.contractions += node.op_type in {"MatMul", "MatMulNBits", "Gemm", "Attention"}
+        self.contractions += node.op_type in PRODUCTS | {"Attention"}
         outputs = self._copy(node, inputs)
         self._some.update({(old, axis): new for old, new in zip(node.outputs, outputs, strict=True)})
         return self._some[value, axis]

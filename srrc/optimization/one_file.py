@@ -85,10 +85,7 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
         exact_path = _put(marked, {}, work.folder / f"{interface.name}-dense")
     export_peak = peak()
     reader = reader_of(work.model, work.tokenizer, interface, settings)
-    exact = Session(exact_path, settings.threads)
-    dense = _quantised(work, marked, {}, "quantised") or exact
-    if dense is not exact:
-        exact.release()
+    dense = _quantised(work, marked, {}, "quantised") or Session(exact_path, settings.threads)
     plan, budgets, measured = GatePlan(Plan(), {}, {}), {}, Measured(0.0, {})
     if profile is not None and gates_in(marked.model):
         measured = _measured(work, marked, dense, reader)
@@ -109,7 +106,10 @@ def one_file(work: Work, make: Callable[[], Marked], out: Path) -> FileReport:
     quality = None
     if plan.thresholds or settings.precision in BITS:
         with work.step("measuring drift"):
-            (quality,) = reader.quality(exact, session, [{}])
+            rounded = settings.precision in BITS
+            (quality,) = reader.quality(
+                Session(exact_path, settings.threads) if rounded else dense, session, [{}]
+            )
         _refuse_drift(quality, settings.max_drift)
     with work.step("timing"):
         latency = latencies(reader, dense, session, settings.rounds)

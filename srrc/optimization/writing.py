@@ -1,12 +1,13 @@
 """Judges the decoder of an encoder-decoder by what it writes itself, once its encoder has read something."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from srrc.backends.onnx.decoding import Step
 from srrc.backends.onnx.interfaces.base import BATCH, ENCODER_SEQUENCE, Interface, empty_past
 from srrc.backends.onnx.interfaces.draw import draw
 from srrc.backends.onnx.session import Session
@@ -17,8 +18,6 @@ from srrc.optimization.settings import Settings
 
 SOURCES = 4
 """What the encoder reads: pieces of text, or random inputs for an encoder of something else."""
-
-Step = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,9 +4,26 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
+from srrc.models_zoo import families
 from srrc.optimization import one_file
 from srrc.optimization.plan import Saving
+
+
+@pytest.fixture(scope="session")
+def lively() -> Callable[..., Any]:
+    """Tiny models, by family, with weights large enough for their layers to say more than the last token again."""
+
+    def make(name: str, by: float = 10.0) -> Any:
+        model = families.tiny(name).model
+        with torch.no_grad():
+            for key, weight in model.named_parameters():
+                if weight.dim() == 2 and not any(each in key for each in ("embed", "shared", "lm_head")):
+                    weight.mul_(by)
+        return model
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -15,7 +15,6 @@ import torch
 import srrc
 from srrc.backends.onnx.decoding import greedy
 from srrc.backends.onnx.session import Session
-from srrc.models_zoo import families
 from srrc.optimization.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "onnx.md").read_text()
@@ -31,17 +30,10 @@ FILES = ["model", "model-0.8", "model-1"]
 """The plan's file, a variant with gates, and the one without any."""
 
 
-def llama() -> Any:
-    """A tiny Llama with weights large enough for its layers to say more than the last token again."""
-    model: Any = families.tiny("llama").model
-    with torch.no_grad():
-        for weight in (each for each in model.model.layers.parameters() if each.dim() == 2):
-            weight.mul_(4)
-    return model
-
-
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory, letters: Any, let_gates_pay: Any) -> dict[str, Path]:
+def folders(
+    tmp_path_factory: pytest.TempPathFactory, letters: Any, let_gates_pay: Any, lively: Any
+) -> dict[str, Path]:
     """File -> a folder with it as `model.onnx`, as GenAI wants it."""
     torch._dynamo.reset()
     place = tmp_path_factory.mktemp("written")
@@ -49,7 +41,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, letters: Any, let_gates_pa
     with pytest.MonkeyPatch.context() as patch:
         let_gates_pay(patch)
         settings = dataclasses.replace(quick, variants=(1.0, 0.8))
-        srrc.optimize(llama(), place / "out", tokenizer=letters, settings=settings)
+        srrc.optimize(lively("llama", by=4.0), place / "out", tokenizer=letters, settings=settings)
     for name in FILES:
         shutil.copytree(place / "out", place / name)
         shutil.copy(place / "out" / f"{name}.onnx", place / name / "model.onnx")
@@ -57,7 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory, letters: Any, let_gates_pa
 
 
 @pytest.fixture(scope="module")
-def expected(folders: dict[str, Path]) -> dict[str, list[int]]:
+def expected(folders: dict[str, Path], lively: Any) -> dict[str, list[int]]:
     """File -> the tokens that it writes: eager's, or with gates those of our own loop."""
     session = Session(folders["model-1"] / "model.onnx")
     example = {name: torch.zeros(1, 2, 0, 16) for name in session.inputs}
@@ -65,16 +57,16 @@ def expected(folders: dict[str, Path]) -> dict[str, list[int]]:
         name: greedy(Session(folder / "model.onnx").run, example, PROMPT, COUNT)
         for name, folder in folders.items()
     }
-    found["model-1"] = eager_tokens()
+    found["model-1"] = eager_tokens(lively("llama", by=4.0))
     assert len(set(found["model-1"])) > 3
     assert found["model"] != found["model-1"], "the gates change nothing"
     return found
 
 
-def eager_tokens() -> list[int]:
+def eager_tokens(model: Any) -> list[int]:
     ids = torch.tensor([PROMPT])
     with torch.no_grad():
-        written = llama().generate(
+        written = model.generate(
             ids,
             max_new_tokens=COUNT,
             min_new_tokens=COUNT,

@@ -10,7 +10,6 @@ import torch
 import srrc
 from srrc.backends.onnx.interfaces import interfaces
 from srrc.backends.onnx.session import Session
-from srrc.models_zoo import families
 from srrc.optimization.reader_of import reader_of
 from srrc.optimization.settings import Settings
 from srrc.optimization.texts import heldout
@@ -19,18 +18,10 @@ from srrc.optimization.writing import SOURCES, WritingReader
 SETTINGS = Settings(prompts=2, new_tokens=6, heldout_tokens=256, rounds=1, prefill=16, past=8)
 
 
-def lively(name: str) -> Any:
-    """A tiny model whose tokens differ from each other."""
-    model = families.tiny(name).model
-    with torch.no_grad():
-        for key, weight in model.named_parameters():
-            if weight.dim() == 2 and not any(each in key for each in ("embed", "shared", "lm_head")):
-                weight.mul_(10)
-    return model
-
-
 @pytest.mark.parametrize("name", ["t5", "bart", "whisper"])
-def test_it_reads_text_and_writes_eagers_likeliest_tokens(name: str, tmp_path: Path, letters: Any) -> None:
+def test_it_reads_text_and_writes_eagers_likeliest_tokens(
+    name: str, tmp_path: Path, letters: Any, lively: Any
+) -> None:
     torch._dynamo.reset()
     model = lively(name)
     decoder = interfaces(model)[1]
@@ -70,7 +61,7 @@ def test_it_reads_text_and_writes_eagers_likeliest_tokens(name: str, tmp_path: P
 
 
 @pytest.mark.usefixtures("paying")
-def test_gates_of_the_decoder_drift_on_it(tmp_path: Path, letters: Any) -> None:
+def test_gates_of_the_decoder_drift_on_it(tmp_path: Path, letters: Any, lively: Any) -> None:
     torch._dynamo.reset()
     settings = dataclasses.replace(SETTINGS, budget=0.6)
     report = srrc.optimize(lively("t5"), tmp_path / "out", tokenizer=letters, settings=settings)

@@ -9,8 +9,8 @@ Dropped tokens have `other` (the same branch with coarse weights), or 0. In plai
 
 The first `If` is not there where the branch may be computed for no position in no time, as an MLP may.
 All that leads to `value` or `other` alone moves inside. What the branch hands out elsewhere (keys and values for the
-cache) stays outside and runs always. The addition of the stream goes along where it can. Every weight is read in one
-place: ONNX Runtime packs none that is read in two.
+cache) stays outside and runs always. The addition of the stream goes along where it can. No weight is read in an `If`
+inside of an `If`, where ONNX Runtime packs none. Attention with an `other` is one `If` around both (`merge.py`).
 """
 
 import numpy as np

@@ -16,8 +16,7 @@ from srrc.backends.onnx.build import Nodes, constant, op, zeros
 from srrc.backends.onnx.gates.part import ROW_BY_ROW, Part
 from srrc.backends.onnx.gates.token_choice import TokenChoice
 from srrc.backends.onnx.regions import copy_nodes
-
-_PRODUCTS = frozenset({"Gemm", "MatMul", "MatMulNBits"})
+from srrc.backends.onnx.select_rows import PRODUCTS
 
 
 class NotAlikeError(Exception):
@@ -93,7 +92,7 @@ class Merge:
             raise NotAlikeError
         merged = [self.both(one, other) for one, other in zip(*reads, strict=True)]
         copies = [dict(zip(read, merged, strict=True)) for read in reads]
-        if not any(node.op_type in _PRODUCTS for part in parts for node in part):
+        if not any(node.op_type in PRODUCTS for part in parts for node in part):
             if not _same(parts[0], parts[1], dict(zip(*reads, strict=True))):
                 raise NotAlikeError
             self._nodes += copy_nodes(parts[0], copies[0])
@@ -123,7 +122,7 @@ class Merge:
 def _by_row(node: ir.Node | None) -> bool:
     if node is None or node.op_type not in ROW_BY_ROW or len(node.outputs) != 1:
         return False
-    if node.op_type in _PRODUCTS:
+    if node.op_type in PRODUCTS:
         weight = node.inputs[1]
         return weight is not None and weight.is_initializer() and node.attributes.get_int("transA", 0) == 0
     normalised = node.op_type in {"LayerNormalization", "RMSNormalization"}
@@ -179,7 +178,7 @@ def _token_values(part: Sequence[ir.Node], tokens: Sequence[int | ir.SymbolicDim
     found: dict[ir.Value, None] = {}
     for node in part:
         for at, value in enumerate(node.inputs):
-            if value is None or value.producer() in part or (at > 0 and node.op_type in _PRODUCTS):
+            if value is None or value.producer() in part or (at > 0 and node.op_type in PRODUCTS):
                 continue
             if value.shape is None or (len(value.shape) > 1 and value.shape[:-1] != tokens):
                 raise NotAlikeError

@@ -5,17 +5,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from srrc.backends.onnx.regions import copy_nodes, leading_to
-from srrc.backends.onnx.select_rows import ELEMENTWISE, RowSelection
+from srrc.backends.onnx.select_rows import ELEMENTWISE, PRODUCTS, RowSelection
 
-ROW_BY_ROW = ELEMENTWISE | {
-    "Constant",
-    "CastLike",
-    "Gemm",
-    "LayerNormalization",
-    "MatMul",
-    "MatMulNBits",
-    "RMSNormalization",
-}
+ROW_BY_ROW = ELEMENTWISE | PRODUCTS | {"Constant", "CastLike", "LayerNormalization", "RMSNormalization"}
 """Operators that compute each row of their first input by itself, and take none of them, too."""
 
 

@@ -45,16 +45,11 @@ class TokenChoice:
         others = constant(nodes, [each for each in range(self.axis + 2) if each != self.axis], np.int64)
         return op(nodes, "ReduceMax", [chosen, others], {"keepdims": 0})
 
-    def _everywhere(self, nodes: Nodes, chosen: ir.Value) -> ir.Value:
-        """Bool [S]: at which positions every row of the batch is `chosen`."""
-        others = constant(nodes, [each for each in range(self.axis + 2) if each != self.axis], np.int64)
-        return op(nodes, "ReduceMin", [chosen, others], {"keepdims": 0})
-
     def take_kept(self, nodes: Nodes, rows: RowSelection) -> None:
         """Provide what `rows` reads from outside, for the tokens that are kept."""
         if len(rows.outside) == 1 and not rows.reads_index:  # to copy all of it costs less than an `If`
             ((value, axis),) = rows.outside
-            chosen = op(nodes, "Not", [self._everywhere(nodes, self.low)])
+            chosen = self.anywhere(nodes, self.kept(nodes))
             made = rows.outside[value, axis]
             nodes.append(
                 ir.Node("", "Compress", [value, chosen], [ir.AttrInt64("axis", axis)], outputs=[made])

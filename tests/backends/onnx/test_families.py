@@ -30,6 +30,9 @@ DECODERS = marked(
 )
 
 
+ROUNDED = {"mixtral": 0.25, "clip": 0.5}
+"""Share of numbers that rounding may move, where it is more than elsewhere: CLIP gives four."""
+
 MLPS = marked([name for name in families.names() if name not in UNGATED | {"mamba", "mixtral"}])
 """With an MLP that every token goes through."""
 
@@ -93,8 +96,8 @@ def test_coarse_weights_stand_in_as_in_torch(name: str, threshold: float, export
             largest = value.abs().max().clamp(min=1e-6)
             off = (actual[output] - value).abs() / largest
             # Where a number lies between two of 8 bits, it may be rounded either way: one token, and those that see it.
-            assert off.max() <= 4e-2, output
-            assert (off > 1e-4).float().mean() <= 0.25 or value.numel() < 100, output
+            assert off.max() <= (4e-2 if name == "gemma3" else 2e-2), output
+            assert (off > 1e-4).float().mean() <= ROUNDED.get(name, 0.2), output
 
 
 @pytest.mark.parametrize("name", MLPS)
