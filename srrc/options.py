@@ -13,6 +13,9 @@ from srrc.errors import OptionError
 LEVELS = frozenset({"channel", "neuron", "vocab", "layer"})
 """Routing levels that can carry gates; `levels` picks among them."""
 
+FEEDBACK = 0.01
+"""Fraction of routed calls that are measured, unless asked otherwise."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -22,7 +25,7 @@ class Options:
     max_drift: largest tolerated mean KL(dense, routed) in nats a token; it wins over `budget`.
     profile: a `srrc.Profile`, or the path of one; needed for any budget under 1.
     levels: which kinds of pathway may be gated, a subset of `LEVELS`.
-    feedback: fraction of the calls that also run dense, to measure drift, in [0, 1].
+    feedback: fraction of the routed calls that also run dense, to measure drift and to move the plan, in [0, 1].
     strict: turn every fallback warning into an error.
     dump_dir: folder that receives each stage of the graph, the plan, and a reproducer on failure.
     """
@@ -31,7 +34,7 @@ class Options:
     max_drift: float | None = None
     profile: object = None
     levels: frozenset[str] = LEVELS
-    feedback: float = 0.0
+    feedback: float = FEEDBACK
     strict: bool = False
     dump_dir: Path | None = None
 
@@ -58,7 +61,7 @@ def parse_options(given: Mapping[str, object] | None) -> Options:
         max_drift=_number("max_drift", given.get("max_drift"), low=0.0, high=math.inf),
         profile=_profile(given.get("profile")),
         levels=_levels(given.get("levels")),
-        feedback=_number("feedback", given.get("feedback"), low=0.0, high=1.0) or 0.0,
+        feedback=_fraction("feedback", given.get("feedback"), FEEDBACK),
         strict=_flag("strict", given.get("strict", False)),
         dump_dir=_folder("dump_dir", given.get("dump_dir")),
     )
@@ -88,6 +91,11 @@ def _number(name: str, value: object, *, low: float, high: float) -> float | Non
     if not math.isfinite(value) or not low <= value <= high:
         raise OptionError(f"{name}={value!r} is out of range; give {bounds}")
     return float(value)
+
+
+def _fraction(name: str, value: object, default: float) -> float:
+    found = _number(name, value, low=0.0, high=1.0)
+    return default if found is None else found
 
 
 def _flag(name: str, value: object) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from srrc.control.regulator import CEILING
 from srrc.errors import ModelError, OptionError, SrrWarning
 from srrc.options import check_budget
 from srrc.pathways.base import Pathway
@@ -16,8 +17,12 @@ from srrc.reasons import Reason, Refusal
 from srrc.routing import NO_PROFILE
 from srrc.runtime.asked_budget import ask
 from srrc.runtime.compiled_graph import CompiledGraph, graphs_of
+from srrc.runtime.events import Event
 from srrc.runtime.gates import Gate, reset_counters, set_records
 from srrc.runtime.ledger import Entry
+
+_LATEST = 12
+"""Events that a printed explanation ends with."""
 
 
 def compiled_graphs(compiled: object) -> list[CompiledGraph]:
@@ -42,7 +47,8 @@ def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
 
     Keys: calls, flops_dense, flops_executed, bytes_dense, bytes_executed (cumulative, from the gates' counters,
     deciding included; bytes are of weights and activations), gates (id -> taken, offered, guards_failed),
-    guards_failed, fallbacks (reason -> count), cache (hits, misses, evictions), drift (last, bound).
+    guards_failed, fallbacks (reason -> count), cache (hits, misses, evictions), drift (last, mean, samples, low and
+    high of a 95% interval, predicted, bound, level: what the plan may drift by now), events (kind -> count).
     With `reset` the counters start anew after they are read.
     """
     graphs = compiled_graphs(compiled)
@@ -64,6 +70,7 @@ def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
         "fallbacks": dict(fallbacks),
         "cache": _cache_counts(graphs),
         "drift": _drift(graphs),
+        "events": dict(sum((Counter(graph.events.counts()) for graph in graphs), Counter())),
     }
     if reset:
         reset_counters(gates)
@@ -115,11 +122,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """`rows` and the sampled `ledger` for programs; printing it gives a table, with a summary of the graphs below."""
+    """`rows`, the sampled `ledger` and what changed, `events`, for programs; printing it gives a table, with a summary
+    of the graphs and the latest events below.
+    """
 
     rows: tuple[Row, ...]
     graphs: tuple[str, ...]
     ledger: tuple[Entry, ...] = ()
+    events: tuple[Event, ...] = ()
 
     def __str__(self) -> str:
         from rich.console import Console
@@ -137,6 +147,8 @@ class Explanation:
         console.print(table)
         for line in self.graphs:
             console.print(line, highlight=False)
+        for event in self.events[-_LATEST:]:
+            console.print(str(event), highlight=False)
         return text.getvalue()
 
 
@@ -146,7 +158,8 @@ def explain(compiled: object) -> Explanation:
     rows = [row for index, graph in enumerate(graphs) for row in _rows(index, graph)]
     summaries = tuple(_summary(index, graph) for index, graph in enumerate(graphs))
     ledger = tuple(entry for graph in graphs for entry in graph.ledger.entries())
-    return Explanation(tuple(rows), summaries, ledger)
+    events = tuple(event for graph in graphs for event in graph.events.all())
+    return Explanation(tuple(rows), summaries, ledger, events)
 
 
 def _rows(index: int, graph: CompiledGraph) -> Iterable[Row]:
@@ -222,15 +235,27 @@ def _cache_counts(graphs: Iterable[CompiledGraph]) -> dict[str, int]:
 
 
 def _drift(graphs: Sequence[CompiledGraph]) -> dict[str, float | int | None]:
-    measured = [graph.drift for graph in graphs if graph.drift.samples]
-    samples = sum(drift.samples for drift in measured)
+    measured = [graph for graph in graphs if graph.drift.samples]
+    samples = sum(graph.drift.samples for graph in measured)
+    bounds = [graph.drift.bounds(_ceiling(graph)) for graph in measured]
+    regulators = [graph.adaptation.regulator for graph in graphs if graph.adaptation is not None]
+    levels = [regulator.level for regulator in regulators if regulator is not None]
     return {
-        "last": measured[-1].last if measured else None,
-        "mean": sum(drift.total for drift in measured) / samples if samples else None,
+        "last": measured[-1].drift.last if measured else None,
+        "mean": sum(graph.drift.total for graph in measured) / samples if samples else None,
         "samples": samples,
+        "low": max((bound.low for bound in bounds), default=None),
+        "high": max((bound.high for bound in bounds), default=None),
         "predicted": max((graph.plan.drift for graph in graphs if graph.plan is not None), default=None),
         "bound": min((g.options.max_drift for g in graphs if g.options.max_drift is not None), default=None),
+        "level": max(levels, default=None),
     }
+
+
+def _ceiling(graph: CompiledGraph) -> float:
+    """The drift that larger ones count as, in confidence bounds."""
+    bound = graph.options.max_drift or (graph.plan.drift if graph.plan is not None else 0.0)
+    return CEILING * bound if bound > 0 else 1.0
 
 
 def _module_behind(compiled: object) -> torch.nn.Module:

@@ -1,6 +1,5 @@
 """Ties a compiled graph to its profile: what may be gated, which plan the gates follow, when they are not trusted."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import torch
 
-from srrc.control import controller
 from srrc.control.plan import Plan
 from srrc.errors import OptionError, ProfileError
 from srrc.fuel import fuel
@@ -16,10 +14,11 @@ from srrc.options import Options
 from srrc.passes.gating.source import GateSource
 from srrc.profile import Profile
 from srrc.reasons import Reason, Refusal
+from srrc.runtime.adaptation import Adaptation
 from srrc.runtime.asked_budget import asked_budget
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.fallback import fall_back
-from srrc.runtime.feedback import dense_answer, drift_between, due
+from srrc.runtime.feedback import answer, drift_between
 from srrc.runtime.gates import set_records
 from srrc.runtime.watch import WeightWatch
 
@@ -50,49 +49,26 @@ def gate_source(
 
 def route(graph: CompiledGraph, profile: Profile) -> None:
     """Give `graph` the plan for its options, and the means to make another."""
-    options = graph.options
+    options, asked = graph.options, budget_of(graph)
+    feedback = 0.0 if graph.output is None else options.feedback
+    graph.adaptation = Adaptation(
+        profile, options.max_drift, feedback, lambda: dict(graph.break_even), graph.events, seed=graph.serial
+    )
+    graph.replan = graph.adaptation.plan
+    _follow(graph, graph.replan(options.budget if asked is None else asked))
 
-    def replan(budget: float | None) -> Plan:
-        return plan_that_pays(profile, budget, options.max_drift, graph.break_even)
 
-    asked = budget_of(graph)
-    graph.replan = replan
-    graph.plan = replan(options.budget if asked is None else asked)
-    set_records(graph.gates, graph.plan.thresholds)
+def _follow(graph: CompiledGraph, plan: Plan | None) -> None:
+    """Let the gates follow another plan, if there is one."""
+    if plan is not None:
+        graph.plan = plan
+        set_records(graph.gates, {} if graph.stale else plan.thresholds)
 
 
 def budget_of(graph: CompiledGraph) -> float | None:
     """The budget that `set_budget` asked for before `graph` was compiled; None where it did not."""
     alive = [tensor for tensor in (reference() for reference in graph.parameters) if tensor is not None]
     return asked_budget(alive, graph.options)
-
-
-def plan_that_pays(
-    profile: Profile, budget: float | None, max_drift: float | None, break_even: Mapping[str, float]
-) -> Plan:
-    """The controller's plan, without gates that would drop too little to save time on this machine.
-
-    break_even: gate id -> fraction dropped from which on the gate saves time, as measured
-    What those gates would have saved is asked of the others, as far as that costs no more drift than the budget was
-    predicted to cost: timings are noisy, and a budget's quality must not hang on them. The next plan may ask too little
-    of another gate, and so on until every gate pays.
-    """
-    losing: set[str] = set()
-    allowed = max_drift
-    phases = controller.default_phases(profile)
-    while True:
-        plan = controller.plan(profile, budget=budget, max_drift=allowed, phases=phases)
-        allowed = plan.drift if allowed is None else min(allowed, plan.drift)
-        found = {gate for gate, fraction in plan.fractions.items() if fraction <= break_even.get(gate, 0.0)}
-        if not found:
-            return dataclasses.replace(plan, max_drift=max_drift, reverted=frozenset(losing))
-        losing |= found
-        phases = {
-            name: dataclasses.replace(
-                phase, gates={gate: cost for gate, cost in phase.gates.items() if gate not in losing}
-            )
-            for name, phase in phases.items()
-        }
 
 
 def guard_weights(
@@ -127,29 +103,62 @@ def watched(
     check: Callable[[Sequence[Any]], None],
     parameters: set[int],
 ) -> Callable[..., Any]:
-    """What Dynamo calls of a gated graph: the weights are checked each time, ledger and feedback on sampled calls.
+    """What Dynamo calls of a gated graph: the weights are checked each time, ledger and feedback on some calls.
 
     parameters: ids of the tensors that `run` does not write to
     """
-    fraction = graph.options.feedback
+    adaptation, output = graph.adaptation, graph.output
+    assert adaptation is not None
 
     def call(*args: Any) -> Any:
         check(args)
         number = graph.calls + 1
-        if not graph.ledger.due(number) and not (fraction and due(number, fraction)):
+        measure = output is not None and not graph.stale and adaptation.due()
+        if not graph.ledger.due(number) and not measure:
             return run(*args)
-        dense = None
-        if fraction and graph.output is not None and due(number, fraction):
-            dense = dense_answer(run, args, graph.gates, parameters)[graph.output[0]]
+        compare = _dense_first(graph, adaptation, run, args, parameters, number) if measure else None
         before = graph.ledger.before(graph.gates)
         routed = run(*args)
         relevance = {} if graph.plan is None else graph.plan.relevance
         graph.ledger.after(number, graph.gates, before, relevance)
-        if dense is not None and graph.output is not None:
-            graph.drift.add(drift_between(dense, routed[graph.output[0]], logits=graph.output[1]))
+        if compare is not None:
+            compare(routed)
         return routed
 
     return call
+
+
+def _dense_first(
+    graph: CompiledGraph,
+    adaptation: Adaptation,
+    run: Callable[..., Any],
+    args: Sequence[Any],
+    parameters: set[int],
+    number: int,
+) -> Callable[[Any], None]:
+    """Compute the dense answer to a call that is about to run. Returns what to do with the routed one.
+
+    On some calls one gate alone is tried as well.
+    """
+    plan = graph.plan
+    assert plan is not None
+    assert graph.output is not None
+    index, logits = graph.output
+
+    def moved(drift: float) -> None:
+        graph.drift.add(drift)
+        _follow(graph, adaptation.measured(number, drift))
+
+    if not plan.fractions:  # every gate is open: the routed answer is the dense one
+        return lambda routed: moved(0.0)
+    dense = answer(run, args, graph.gates, parameters)[index]
+    trial = adaptation.trial(plan)
+    if trial is not None:
+        alone = answer(run, args, graph.gates, parameters, {trial.gate: trial.record})[index]
+        learned = adaptation.explored(number, trial, drift_between(dense, alone, logits=logits))
+        _follow(graph, learned)
+    # Where a new plan was made just now, the call about to run follows it already.
+    return lambda routed: moved(drift_between(dense, routed[index], logits=logits))
 
 
 @functools.lru_cache(maxsize=4)

@@ -13,7 +13,9 @@ from srrc.control.plan import Plan
 from srrc.options import Options
 from srrc.pathways.base import Pathway
 from srrc.reasons import Refusal
+from srrc.runtime.adaptation import Adaptation
 from srrc.runtime.costs import GraphCost
+from srrc.runtime.events import Events
 from srrc.runtime.feedback import Drift
 from srrc.runtime.gates import Gate, set_records
 from srrc.runtime.ledger import Ledger
@@ -36,6 +38,7 @@ class CompiledGraph:
     plan:       the plan its gates follow, None where it has no gates; `replan(budget)` makes another
     output:     position of the output whose drift counts, and whether it is logits; None where there is none
     drift, ledger: what feedback measured, and what the gates decided, on sampled calls
+    adaptation: how the plan follows what is measured, None where it has no gates; `events`: what changed, for people
     break_even: gate id -> fraction that it must drop to save time here
     stale:      whether the weights have left the profile behind: the gates are open then, and stay so
     """
@@ -56,6 +59,8 @@ class CompiledGraph:
     stale: bool = False
     output: tuple[int, bool] | None = None
     drift: Drift = field(default_factory=Drift)
+    adaptation: Adaptation | None = None
+    events: Events = field(default_factory=Events)
     ledger: Ledger = field(default_factory=Ledger)
     break_even: Mapping[str, float] = field(default_factory=dict)
     calls: int = 0
@@ -83,6 +88,7 @@ class CompiledGraph:
             self.fallbacks.clear()
             self.cache.reset_counts()
             self.drift = Drift()
+            self.events.reset()
 
 
 _graphs: "weakref.WeakSet[CompiledGraph]" = weakref.WeakSet()

@@ -1,18 +1,25 @@
 """Feedback: on a small fraction of the calls the dense answer is computed too, and the drift between both measured."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import torch
 
-from srrc.runtime.gates import Gate
+from srrc.control.confidence import Interval, interval
+from srrc.control.plan import Record
+from srrc.runtime.gates import OPEN, Gate
+
+WINDOW = 256
+"""Measurements that the confidence bounds are of: the latest."""
 
 
 @dataclass
 class Drift:
-    """Running mean of KL(dense, routed) in nats a row.
+    """KL(dense, routed) as measured, in nats a row: the last, the mean of all, and the latest ones.
 
     For outputs that are no logits: mean squared difference over the dense output's mean square.
     """
@@ -20,6 +27,7 @@ class Drift:
     last: float | None = None
     total: float = 0.0
     samples: int = 0
+    recent: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, value: float) -> None:
@@ -28,34 +36,40 @@ class Drift:
             self.last = value
             self.total += value
             self.samples += 1
+            self.recent.append(value)
 
     @property
     def mean(self) -> float | None:
         """Mean of the measurements so far, None before the first."""
         return self.total / self.samples if self.samples else None
 
+    def bounds(self, ceiling: float) -> Interval:
+        """95% bounds on the mean of the latest measurements; larger ones than `ceiling` count as it."""
+        with self.lock:
+            return interval(tuple(self.recent), ceiling)
 
-def due(call: int, fraction: float) -> bool:
-    """Whether feedback is due on this call, so that `fraction` of all calls, evenly spaced, have it."""
-    return int(call * fraction) != int((call - 1) * fraction)
 
-
-def dense_answer(
-    run: Callable[..., Any], args: Sequence[Any], gates: Sequence[Gate], parameters: set[int]
+def answer(
+    run: Callable[..., Any],
+    args: Sequence[Any],
+    gates: Sequence[Gate],
+    parameters: set[int],
+    records: Mapping[str, Record] = MappingProxyType({}),
 ) -> Any:
-    """What `run` gives with every gate open. Inputs that it may write to (all but parameters) are copied first.
+    """What `run` gives with these gates at these records and every other open: by default the dense answer.
 
-    Meanwhile other threads run dense too: never wrong, and rare.
+    Inputs that it may write to (all but parameters) are copied first. Meanwhile other threads run like this too: never
+    wrong, and rare.
     """
     copies = [a.clone() if isinstance(a, torch.Tensor) and id(a) not in parameters else a for a in args]
-    records = [gate.record.clone() for gate in gates]
+    held = [gate.record.clone() for gate in gates]
     counters = [gate.counters.clone() for gate in gates]
     for gate in gates:
-        gate.record[0] = -1.0
+        gate.record.copy_(torch.tensor(records.get(gate.id, OPEN)))
     try:
         return run(*copies)
     finally:
-        for gate, record, counter in zip(gates, records, counters, strict=True):
+        for gate, record, counter in zip(gates, held, counters, strict=True):
             gate.record.copy_(record)
             gate.counters.copy_(counter)
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srrc.control.controller import plan
+from srrc.control.paying import plan_that_pays
 from srrc.profile import GateCost, GateProfile, Profile
-from srrc.routing import plan_that_pays
 
 COST = GateCost(units=100, flops=2.0, bytes=2.0, overhead=0.0)
 

@@ -1,0 +1,168 @@
+"""How one graph's plan follows what is measured: the drift it may have, and what each gate is believed to cost."""
+
+import math
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from srrc.control.beliefs import Beliefs
+from srrc.control.paying import plan_that_pays
+from srrc.control.plan import Plan, Record
+from srrc.control.regulator import Regulator
+from srrc.profile import Profile
+from srrc.runtime.events import Events
+
+REACH = 4.0
+"""The level may rise to so many bounds, for texts that drift less than the profile says."""
+
+EXPLORE = 0.25
+"""Share of the measured calls that also explore one gate."""
+
+LEARN = 16
+"""After so many explored gates the plan is made anew."""
+
+_RUNGS = 4
+"""Levels within a factor of two that have plans of their own."""
+
+_LOWEST, _TOP = -6 * _RUNGS, 1 << 20
+"""The rung on which every gate is open, and the one on which the plan is all that may ever be asked."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One gate to close alone, at `record`; its curve says `expected` nats a token."""
+
+    gate: str
+    record: Record
+    expected: float
+
+
+class Adaptation:
+    """One graph's. Thread-safe.
+
+    profile:    of the graph's gates
+    max_drift:  the bound, None where only the budget counts: then nothing is moved, drift is only watched
+    feedback:   fraction of calls that are measured
+    break_even: asked for at each plan, since gates are timed after the graph has compiled
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        max_drift: float | None,
+        feedback: float,
+        break_even: Callable[[], dict[str, float]],
+        events: Events,
+        seed: int = 0,
+    ) -> None:
+        self.beliefs = Beliefs()
+        self.regulator: Regulator | None = None
+        self._profile, self._max_drift, self._fraction = profile, max_drift, feedback
+        self._break_even, self._events = break_even, events
+        self._budget: float | None = None
+        self._plans: dict[int | None, Plan] = {}
+        self._random = random.Random(seed)  # noqa: S311 (which calls are measured is no secret)
+        self._lock = threading.Lock()
+        self._learned = 0
+
+    def plan(self, budget: float | None) -> Plan:
+        """The plan for a budget, at the level that the drift measured so far allows."""
+        with self._lock:
+            self._budget, self._plans = budget, {}
+            if self._max_drift and self._fraction:
+                reach = REACH * self._max_drift
+                if budget is not None:
+                    reach = min(reach, self._make(None).drift)
+                level = -1.0 if self.regulator is None else self.regulator.level
+                self.regulator = Regulator(self._max_drift, reach, level=min(level, reach))
+            return self._current()
+
+    def due(self) -> bool:
+        """Whether this call is measured: drawn by lot, so that nothing in the texts can dodge it."""
+        if self.regulator is not None and self.regulator.alarmed:
+            return True
+        return self._random.random() < self._fraction
+
+    def measured(self, call: int, drift: float) -> Plan | None:
+        """Take in one measurement. Returns the plan to follow from now on, None where it stays."""
+        if self.regulator is None:
+            return None
+        with self._lock:
+            before, alarmed = self._rung(), self.regulator.alarmed
+            self.regulator.measured(drift)
+            if self.regulator.alarmed and not alarmed:
+                self._events.add(
+                    call,
+                    "alarm",
+                    f"measured {drift:.3g} nats, bound {self.regulator.bound:.3g}: every call is measured",
+                    drift=drift,
+                    bound=self.regulator.bound,
+                )
+            elif alarmed and not self.regulator.alarmed:
+                self._events.add(call, "calm", "back to measuring a few calls", level=self.regulator.level)
+            if self._rung() == before:
+                return None
+            plan = self._current()
+        level = self.regulator.level
+        text = f"measured {drift:.3g} nats: gates may now drift by {max(level, 0.0):.3g}, spending {plan.spent:.2f}"
+        self._events.add(call, "plan", text, drift=drift, level=level, spent=plan.spent)
+        return plan
+
+    def trial(self, plan: Plan) -> Trial | None:
+        """A gate to explore on a call that is measured; on most None."""
+        if self._random.random() >= EXPLORE:
+            return None
+        with self._lock:
+            gate = self.beliefs.next(self._profile, plan)
+        if gate is None:
+            return None
+        held, fraction = self._profile.gates[gate], plan.fractions[gate]
+        expected = held.drift_at(fraction)
+        return (
+            Trial(gate, (held.threshold(fraction), held.min_kept(fraction)), expected)
+            if expected > 0
+            else None
+        )
+
+    def explored(self, call: int, trial: Trial, drift: float) -> Plan | None:
+        """Take in what closing that gate alone drifted by. Returns a new plan now and then."""
+        with self._lock:
+            self.beliefs.explored(trial.gate, trial.expected, drift)
+            self._learned += 1
+            factor = self.beliefs.factor(trial.gate)
+            text = f"{trial.gate} alone drifted by {drift:.3g} nats, its curve says {trial.expected:.3g}"
+            self._events.add(call, "explored", text, drift=drift, expected=trial.expected, factor=factor)
+            if self._learned % LEARN:
+                return None
+            self._plans = {}
+            return self._current()
+
+    def _rung(self) -> int | None:
+        """The step of the ladder of plans that the level stands on; None where there is no level."""
+        if self.regulator is None:
+            return None
+        level, bound = self.regulator.level, self.regulator.bound
+        if level <= 0:
+            return _LOWEST
+        if level >= self.regulator.reach:
+            return _TOP
+        return max(_LOWEST, math.floor(_RUNGS * math.log2(level / bound)))
+
+    def _current(self) -> Plan:
+        rung = self._rung()
+        if rung not in self._plans:
+            self._plans[rung] = self._make(rung)
+        return self._plans[rung]
+
+    def _make(self, rung: int | None) -> Plan:
+        profile = self.beliefs.applied(self._profile)
+        return plan_that_pays(profile, self._budget, self._allowed(rung), self._break_even())
+
+    def _allowed(self, rung: int | None) -> float | None:
+        """The drift that a plan may be predicted to have on a rung."""
+        if rung is None or self.regulator is None:
+            return None if self._fraction and self._budget is not None else self._max_drift
+        if rung == _LOWEST:
+            return 0.0
+        return self.regulator.reach if rung == _TOP else self.regulator.bound * 2 ** (rung / _RUNGS)
