@@ -35,7 +35,9 @@ def insert(
         biases = [bias_of(gm.graph, linear, fake_mode) for linear in linears]
         held = emit_gates(gm, gate_id, site.x, 1, context, fake_mode)
         norm_node = emit_tensor(gm, f"{held.name}_norm", norm, fake_mode)
-        args = (site.x, weights, biases, norm_node, held.record, held.counter)
+        probe = source.vectors.get(f"{gate_id}/emphasis")
+        emphasis = None if probe is None else emit_tensor(gm, f"{held.name}_emphasis", probe, fake_mode)
+        args = (site.x, weights, biases, norm_node, held.record, held.counter, emphasis)
         result = emit(gm.graph, torch.ops.srr.channel_linear.default, args, fake_mode)
         split_columns(gm.graph, result, linears, fake_mode)
     outputs = sum(linear.out_features for linear in linears)

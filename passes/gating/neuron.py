@@ -52,10 +52,22 @@ def insert(
     with gm.graph.inserting_before(site.down.node):
         held = emit_gates(gm, f"neuron:{pathway.place}", site.x, 3, context, fake_mode)
         nodes = [emit_tensor(gm, f"{held.name}_{part}", norm, fake_mode) for part, norm in norms.items()]
-        args = (*mlp_arguments(gm.graph, site, fake_mode), *nodes, held.record, held.counter)
+        probes = _emphasis(pathway, source, site.up.in_features)
+        emphasis = None if probes is None else emit_tensor(gm, f"{held.name}_emphasis", probes, fake_mode)
+        args = (*mlp_arguments(gm.graph, site, fake_mode), *nodes, held.record, held.counter, emphasis)
         result = emit(gm.graph, torch.ops.srr.neuron_mlp.default, args, fake_mode)
     replace(gm.graph, site.nodes, site.down.node, result)
     return _gates(pathway, site, source, held)
+
+
+def _emphasis(pathway: Pathway, source: GateSource, width: int) -> torch.Tensor | None:
+    """The probes of the op's three gates, [3, K + 1]; None where the profile has none for any of them."""
+    given = [
+        source.vectors.get(f"neuron:{pathway.place}/{part}/emphasis") for part in ("input", "neuron", "down")
+    ]
+    if all(probe is None for probe in given):
+        return None
+    return torch.stack([torch.zeros(width + 1) if probe is None else probe for probe in given])
 
 
 def _gates(pathway: Pathway, site: Mlp, source: GateSource, held: GateTensors) -> list[Gate]:

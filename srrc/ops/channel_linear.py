@@ -1,13 +1,14 @@
 """srr::channel_linear: linears that read only the input channels that matter.
 
     channel_linear(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor norm, Tensor gate,
-                   Tensor(a!) counters) -> Tensor
+                   Tensor(a!) counters, Tensor? emphasis=None) -> Tensor
 
-x [..., K]; weights [N_i, K] with any strides (input-major, stride (1, N), lets a kernel skip what is
-dropped); biases [N_i] or None; norm float32 [K]; gate float32 [2]; counters int64 [3] ->
-contiguous [..., N_1 + N_2 + ...], for the caller to split (torch functionalizes no mutable op that returns a
-list).
-Score of channel k: |x_k| * norm_k. Source: TEAL (Liu et al. 2024), weighted as in Wanda (Sun et al. 2023).
+x [..., K]; weights [N_i, K] with any strides (input-major, stride (1, N), lets a kernel skip what is dropped);
+biases [N_i] or None; norm float32 [K]; gate float32 [2]; counters int64 [3]; emphasis float32 [K + 1] or None (see
+`emphasis.py`) -> contiguous [..., N_1 + N_2 + ...], for the caller to split (torch functionalizes no mutable op that
+returns a list).
+Score of channel k: |x_k| * norm_k, times the row's emphasis. Source: TEAL (Liu et al. 2024), weighted as in Wanda (Sun
+et al. 2023).
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from srrc.ops import dense_linear
+from srrc.ops.emphasis import emphasised
 from srrc.ops.gate import count, decide, input_score, zero_unless
 from srrc.ops.register import Grads, Needs, register
 
@@ -28,10 +30,11 @@ def reference(
     norm: Tensor,
     gate: Tensor,
     counters: Tensor,
+    emphasis: Tensor | None = None,
 ) -> Tensor:
     """The truth: zero the dropped channels, then `F.linear`."""
     rows = x.reshape(-1, x.shape[-1])
-    decision = decide(input_score(rows, norm), gate)
+    decision = decide(emphasised(input_score(rows, norm), rows, emphasis), gate)
     count(counters, decision)
     masked = zero_unless(decision.keep, rows).reshape(x.shape)
     return torch.cat(dense_linear.reference(masked, weights, biases), -1)
@@ -44,6 +47,7 @@ def fake(
     norm: Tensor,
     gate: Tensor,
     counters: Tensor,
+    emphasis: Tensor | None = None,
 ) -> Tensor:
     """Output shape only."""
     return x.new_empty((*x.shape[:-1], sum(w.shape[0] for w in weights)))
@@ -59,10 +63,11 @@ def backward(
     norm: Tensor,
     gate: Tensor,
     counters: None,
+    emphasis: Tensor | None,
 ) -> Grads:
     """Gradients of x, weights and biases with the kept set held constant."""
     rows = x.reshape(-1, x.shape[-1])
-    keep = decide(input_score(rows, norm), gate).keep.reshape(x.shape)
+    keep = decide(emphasised(input_score(rows, norm), rows, emphasis), gate).keep.reshape(x.shape)
     grads = torch.split_with_sizes(grad, [w.shape[0] for w in weights], -1)
     found = dense_linear.linears_backward(grads, needs, zero_unless(keep, x), weights, biases)
     if found["x"] is not None:
@@ -72,7 +77,7 @@ def backward(
 
 op = register(
     "channel_linear(Tensor x, Tensor[] weights, Tensor?[] biases, Tensor norm, Tensor gate,"
-    " Tensor(a!) counters) -> Tensor",
+    " Tensor(a!) counters, Tensor? emphasis=None) -> Tensor",
     reference,
     fake,
     backward,

@@ -2,10 +2,11 @@
 
     neuron_mlp(Tensor x, Tensor? gate_weight, Tensor? gate_bias, Tensor up_weight, Tensor? up_bias,
                Tensor down_weight, Tensor? down_bias, str activation, Tensor input_norm, Tensor neuron_norm,
-               Tensor down_norm, Tensor gates, Tensor(a!) counters) -> Tensor
+               Tensor down_norm, Tensor gates, Tensor(a!) counters, Tensor? emphasis=None) -> Tensor
 
 Shapes as in srr::dense_mlp; input_norm float32 [K], neuron_norm and down_norm float32 [I]; gates float32
-[3, 2]; counters int64 [3, 3]. Three gates, a row each:
+[3, 2]; counters int64 [3, 3]; emphasis float32 [3, K + 1] or None, of x for each gate (`emphasis.py`). Three gates, a
+row each:
 
 0. input channels of gate and up, scored |x| * input_norm;
 1. neurons scored |activation(gate(x))| * neuron_norm before `up` is computed: a dropped one needs neither
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 
 from srrc.ops import activation as activations
 from srrc.ops import dense_mlp
+from srrc.ops.emphasis import emphasised
 from srrc.ops.gate import count, decide, input_score, zero_unless
 from srrc.ops.register import Grads, Needs, register
 
@@ -39,14 +41,16 @@ def _evaluate(
     norms: tuple[Tensor, Tensor, Tensor],
     gates: Tensor,
     counters: Tensor,
+    emphasis: Tensor | None,
 ) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor]]:
     """Gated hidden values [rows, I] and the masks of the three gates.
 
     Masks: input [rows, K], neuron [rows, I] or None, down [rows, I].
     """
     act = activations.lookup(activation).forward
-    rows = x.reshape(-1, x.shape[-1])
-    inputs = decide(input_score(rows, norms[0]), gates[0])
+    rows = whole = x.reshape(-1, x.shape[-1])
+    probes = (None, None, None) if emphasis is None else emphasis.unbind()
+    inputs = decide(emphasised(input_score(rows, norms[0]), whole, probes[0]), gates[0])
     count(counters[0], inputs)
     rows = zero_unless(inputs.keep, rows)
     alive: Tensor | None = None
@@ -54,11 +58,11 @@ def _evaluate(
         hidden = act(F.linear(rows, up_weight, up_bias))
     else:
         acted = act(F.linear(rows, gate_weight, gate_bias))
-        neurons = decide(input_score(acted, norms[1]), gates[1])
+        neurons = decide(emphasised(input_score(acted, norms[1]), whole, probes[1]), gates[1])
         count(counters[1], neurons)
         alive = neurons.keep
         hidden = zero_unless(alive, acted * F.linear(rows, up_weight, up_bias))
-    down = decide(input_score(hidden, norms[2]), gates[2], alive)
+    down = decide(emphasised(input_score(hidden, norms[2]), whole, probes[2]), gates[2], alive)
     count(counters[2], down)
     return zero_unless(down.keep, hidden), (inputs.keep, alive, down.keep)
 
@@ -77,10 +81,13 @@ def reference(
     down_norm: Tensor,
     gates: Tensor,
     counters: Tensor,
+    emphasis: Tensor | None = None,
 ) -> Tensor:
     """The truth: zero what each gate drops, and compute the MLP densely."""
     norms = (input_norm, neuron_norm, down_norm)
-    hidden, _ = _evaluate(x, gate_weight, gate_bias, up_weight, up_bias, activation, norms, gates, counters)
+    hidden, _ = _evaluate(
+        x, gate_weight, gate_bias, up_weight, up_bias, activation, norms, gates, counters, emphasis
+    )
     return (
         F.linear(hidden, down_weight, down_bias).reshape((*x.shape[:-1], down_weight.shape[0])).contiguous()
     )
@@ -100,6 +107,7 @@ def fake(
     down_norm: Tensor,
     gates: Tensor,
     counters: Tensor,
+    emphasis: Tensor | None = None,
 ) -> Tensor:
     """Output shape only."""
     return dense_mlp.fake(x, gate_weight, gate_bias, up_weight, up_bias, down_weight, down_bias, activation)
@@ -120,13 +128,14 @@ def backward(
     down_norm: Tensor,
     gates: Tensor,
     counters: None,
+    emphasis: Tensor | None,
     **rest: Any,
 ) -> Grads:
     """Gradients of x, weights and biases with the kept sets held constant."""
     norms = (input_norm, neuron_norm, down_norm)
     uncounted = torch.zeros(3, 3, dtype=torch.int64, device=x.device)
     _, (keep_input, keep_neuron, keep_down) = _evaluate(
-        x, gate_weight, gate_bias, up_weight, up_bias, activation, norms, gates, uncounted
+        x, gate_weight, gate_bias, up_weight, up_bias, activation, norms, gates, uncounted, emphasis
     )
     wide = (*x.shape[:-1], up_weight.shape[0])
     masks = (
@@ -151,7 +160,7 @@ def backward(
 op = register(
     "neuron_mlp(Tensor x, Tensor? gate_weight, Tensor? gate_bias, Tensor up_weight, Tensor? up_bias,"
     " Tensor down_weight, Tensor? down_bias, str activation, Tensor input_norm, Tensor neuron_norm,"
-    " Tensor down_norm, Tensor gates, Tensor(a!) counters) -> Tensor",
+    " Tensor down_norm, Tensor gates, Tensor(a!) counters, Tensor? emphasis=None) -> Tensor",
     reference,
     fake,
     backward,

@@ -50,6 +50,7 @@ def _autograd_kernel(op: torch._ops.OpOverload, backward: Backward) -> Callable[
     schema = op._schema  # noqa: SLF001 (torch has no other name for it)
     parameters = schema.arguments
     names = tuple(a.name for a in parameters)
+    defaults = tuple(a.default_value for a in parameters)
     # A mutated argument must not be saved for backward: its version has moved on by then.
     written = frozenset(a.name for a in parameters if a.alias_info is not None and a.alias_info.is_write)
     returns_list = not isinstance(schema.returns[0].type, torch.TensorType)
@@ -88,7 +89,8 @@ def _autograd_kernel(op: torch._ops.OpOverload, backward: Backward) -> Callable[
                     flat.append(grad)
             return tuple(flat)
 
-    def kernel(*arguments: Any) -> Any:
+    def kernel(*given: Any) -> Any:
+        arguments = (*given, *defaults[len(given) :])  # the dispatcher leaves out trailing defaults
         flat, spec = _pytree.tree_flatten(list(arguments))
         if torch.is_grad_enabled() and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in flat):
             result = Function.apply(spec, *flat)  # type: ignore[no-untyped-call]

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from srrc.ops import activation as activations
 from srrc.ops import block_gate, coarse_head, layer_gate
+from srrc.ops.emphasis import emphasised
 from srrc.ops.gate import input_score
 from srrc.ops.vocab_head import rotate
 
@@ -33,7 +34,7 @@ class Scored:
 
 
 def _channel_linear(a: Arguments) -> list[Scored]:
-    return [Scored(input_score(a["x"], a["norm"]), a["norm"])]
+    return [_scored(a, a["x"], a["norm"], a.get("emphasis"))]
 
 
 def _neuron_mlp(a: Arguments) -> list[Scored]:
@@ -45,7 +46,12 @@ def _neuron_mlp(a: Arguments) -> list[Scored]:
         acted = act(F.linear(x, a["gate_weight"], a["gate_bias"]))
         hidden = acted * up
     pairs = ((x, a["input_norm"]), (acted, a["neuron_norm"]), (hidden, a["down_norm"]))
-    return [Scored(input_score(value, norm), norm) for value, norm in pairs]
+    probes = (None, None, None) if a.get("emphasis") is None else a["emphasis"]
+    return [_scored(a, value, norm, probe) for (value, norm), probe in zip(pairs, probes, strict=True)]
+
+
+def _scored(a: Arguments, value: Tensor, norm: Tensor, probe: Tensor | None) -> Scored:
+    return Scored(emphasised(input_score(value, norm), a["x"], probe), norm)
 
 
 def _vocab_head(a: Arguments) -> list[Scored]:

@@ -36,9 +36,28 @@ inline void count(int64_t* counters, int64_t offered, int64_t executed, int64_t 
   __atomic_fetch_add(counters + 2, failed, __ATOMIC_RELAXED);
 }
 
-// values [rows][ld], scored |value| * norm (norm null: ones); `from`: the units that an earlier gate left, null all.
+// What the scores of one row x [k] are multiplied by, as srrc/ops/emphasis.py has it. probe [k + 1].
+inline float emphasis(const float* x, const float* probe, int64_t k) {
+  float sums[2];
+  table_in_use->project(x, probe, k, sums);
+  const float rms = std::sqrt(sums[1] / float(k));
+  const float value = (rms > 0 ? sums[0] / rms : 0.0f) + probe[k];
+  return std::exp(value < -2.0f ? -2.0f : value > 2.0f ? 2.0f : value);
+}
+
+// Of each row of x [rows][ld]; null where there is no probe, or the gate is open and does not ask.
+inline const float* emphases(Scratch::Scope& scope, const float* x, int64_t ld, int64_t rows, const float* probe,
+                             Gate gate, int64_t k) {
+  if (probe == nullptr || !(gate.threshold >= 0)) return nullptr;
+  float* found = scope.take<float>(rows);
+  for (int64_t m = 0; m < rows; ++m) found[m] = emphasis(x + m * ld, probe, k);
+  return found;
+}
+
+// values [rows][ld], scored |value| * norm (norm null: ones); `from`: the units that an earlier gate left, null all;
+// more [rows]: what each row's scores are multiplied by, null ones.
 inline Kept decide(Scratch::Scope& scope, const float* values, int64_t ld, const float* norm, Gate gate, int rows,
-                   int64_t units, const Kept* from = nullptr) {
+                   int64_t units, const Kept* from = nullptr, const float* more = nullptr) {
   const int32_t* offered = from ? from->list : nullptr;
   const int64_t total = from ? from->count : units;
   if (!(gate.threshold >= 0)) return {offered, total, float(total) < gate.min_kept * float(total) ? rows : 0};
@@ -46,12 +65,13 @@ inline Kept decide(Scratch::Scope& scope, const float* values, int64_t ld, const
   memset(kept, 0, size_t(units) * sizeof(int32_t));
   int64_t failed = 0, together = 0;
   for (int m = 0; m < rows; ++m) {
-    int64_t mine = table_in_use->keep(values + m * ld, norm, gate.threshold, units, kept);
+    const float threshold = more ? gate.threshold / more[m] : gate.threshold;
+    int64_t mine = table_in_use->keep(values + m * ld, norm, threshold, units, kept);
     if (offered) {
       mine = 0;
       for (int64_t i = 0; i < total; ++i) {
         const int64_t k = offered[i];
-        mine += !(std::fabs(values[m * ld + k]) * (norm ? norm[k] : 1.0f) <= gate.threshold);
+        mine += !(std::fabs(values[m * ld + k]) * (norm ? norm[k] : 1.0f) <= threshold);
       }
     }
     failed += float(mine) < gate.min_kept * float(total);

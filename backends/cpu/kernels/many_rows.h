@@ -48,7 +48,7 @@ inline Tensor linear(const Tensor& x, const float* wide, const Weight& w, const 
 }
 
 // A copy of x in which each row keeps only what its gate keeps. Rows above MAX_ROWS decide for themselves.
-inline Tensor gated(const Rows& x, const float* norm, Gate gate, int64_t& failed) {
+inline Tensor gated(const Rows& x, const float* norm, const float* probe, Gate gate, int64_t& failed) {
   Tensor out = fresh(x.held, x.k);
   void* to = out.mutable_data_ptr();
   std::atomic<int64_t> fails{0};
@@ -58,7 +58,7 @@ inline Tensor gated(const Rows& x, const float* norm, Gate gate, int64_t& failed
     for (int64_t m = begin; m < end; ++m) {
       Scratch::Scope scope;
       table_in_use->widen[x.dtype](offset(x.data, m * x.k, x.dtype), row, x.k);
-      const Kept kept = decide(scope, row, x.k, norm, gate, 1, x.k);
+      const Kept kept = decide(scope, row, x.k, norm, gate, 1, x.k, nullptr, emphases(scope, row, x.k, 1, probe, gate, x.k));
       fails += kept.failed;
       keep_only(kept, row, masked, x.k);
       finish(x.dtype, masked, x.k, nullptr, const_cast<void*>(offset(to, m * x.k, x.dtype)), x.k, x.k, 1);

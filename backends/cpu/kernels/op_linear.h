@@ -52,7 +52,9 @@ inline void channel_linear(const c10::OperatorHandle& op, c10::DispatchKeySet, S
   if (!all.read(call)) return call.reference();
   const float *norm = floats(call.tensor(3), all.x.k), *record = floats(call.tensor(4), 2);
   int64_t* counters = counts(call.tensor(5), 3);
-  if (!norm || !record || !counters) return call.reference();
+  const Tensor* probes = call.maybe(6);
+  const float* probe = probes ? floats(*probes, all.x.k + 1) : nullptr;
+  if (!norm || !record || !counters || (probes && !probe)) return call.reference();
   const Gate gate{record[0], record[1]};
   int64_t width = 0;
   for (const Product& p : all.products) width += p.weight.n;
@@ -62,7 +64,8 @@ inline void channel_linear(const c10::OperatorHandle& op, c10::DispatchKeySet, S
   const int64_t offered = all.x.rows * all.x.k;
   if (all.x.rows <= MAX_ROWS) {
     Input x = Input::read(scope, all.x);
-    x.kept = decide(scope, x.natural, x.ld, norm, gate, x.rows, x.k);
+    const float* more = emphases(scope, x.natural, x.ld, x.rows, probe, gate, x.k);
+    x.kept = decide(scope, x.natural, x.ld, norm, gate, x.rows, x.k, nullptr, more);
     count(counters, offered, x.rows * x.kept.count, x.kept.failed);
     multiply(scope, x, all.products.data(), int(all.products.size()));
     for (const Product& p : all.products) {
@@ -72,7 +75,7 @@ inline void channel_linear(const c10::OperatorHandle& op, c10::DispatchKeySet, S
   } else {
     Rows masked;
     int64_t failed = 0;
-    masked.read(gated(all.x, norm, gate, failed));
+    masked.read(gated(all.x, norm, probe, gate, failed));
     count(counters, offered, offered, failed);
     const float* wide = widened(scope, masked);
     int64_t at = 0;

@@ -21,6 +21,7 @@ struct Mlp {
   Weight gate, up, down;
   int act = -1;
   const float *input_norm = nullptr, *neuron_norm = nullptr, *down_norm = nullptr;  // all null in dense_mlp
+  const float* probes = nullptr;  // [3][k + 1], or null
   Gate gates[3] = {{-1, 0}, {-1, 0}, {-1, 0}};
   int64_t* counters = nullptr;
 
@@ -39,10 +40,13 @@ struct Mlp {
     down_norm = floats(call.tensor(10), up.n);
     const float* records = floats(call.tensor(11), 6);
     counters = counts(call.tensor(12), 9);
-    if (!input_norm || !neuron_norm || !down_norm || !records || !counters) return false;
+    const Tensor* emphasis = call.maybe(13);
+    probes = emphasis ? floats(*emphasis, 3 * (x.k + 1)) : nullptr;
+    if (!input_norm || !neuron_norm || !down_norm || !records || !counters || (emphasis && !probes)) return false;
     for (int i = 0; i < 3; ++i) gates[i] = {records[2 * i], records[2 * i + 1]};
     return true;
   }
+  const float* probe(int which) const { return probes ? probes + which * (x.k + 1) : nullptr; }
   bool relu() const { return act == 3 || act == 4; }
   void add(int which, int64_t offered, int64_t executed, int64_t failed) const {
     if (counters) count(counters + 3 * which, offered, executed, failed);
@@ -80,6 +84,9 @@ inline Kept hidden(Scratch::Scope& scope, const Mlp& mlp, Input& x, float*& valu
   multiply(scope, x, products, mlp.gated && !up_later ? 2 : 1);
   values = products[0].out;
   ld = products[0].ld;
+  const auto more = [&](int which) {
+    return emphases(scope, x.natural, x.ld, x.rows, mlp.probe(which), mlp.gates[which], x.k);
+  };
   Kept alive{nullptr, neurons, 0};
   if (!mlp.gated) {
     activate(mlp, x.rows, values, ld, mlp.up.bias, nullptr, 0);
@@ -88,7 +95,7 @@ inline Kept hidden(Scratch::Scope& scope, const Mlp& mlp, Input& x, float*& valu
     alive = decide(scope, values, ld, mlp.neuron_norm, neuron_gate, x.rows, neurons);
   } else {
     activate(mlp, x.rows, values, ld, mlp.gate.bias, nullptr, 0);
-    alive = decide(scope, values, ld, mlp.neuron_norm, neuron_gate, x.rows, neurons);
+    alive = decide(scope, values, ld, mlp.neuron_norm, neuron_gate, x.rows, neurons, nullptr, more(1));
     if (up_later && alive.list)
       up_of_kept(scope, x, mlp.up, alive, products[1]);
     else if (up_later)
@@ -97,7 +104,7 @@ inline Kept hidden(Scratch::Scope& scope, const Mlp& mlp, Input& x, float*& valu
       table_in_use->multiply[x.dtype](values + m * ld, products[1].out + m * products[1].ld, mlp.up.bias, neurons);
   }
   if (mlp.gated) mlp.add(1, offered, x.rows * alive.count, alive.failed);
-  const Kept kept = decide(scope, values, ld, mlp.down_norm, down_gate, x.rows, neurons, &alive);
+  const Kept kept = decide(scope, values, ld, mlp.down_norm, down_gate, x.rows, neurons, &alive, more(2));
   mlp.add(2, offered, x.rows * kept.count, kept.failed);
   return kept;
 }
@@ -106,7 +113,8 @@ inline Tensor mlp_few_rows(const Mlp& mlp, const Tensor& like) {
   Scratch::Scope scope;
   Input x = Input::read(scope, mlp.x);
   if (mlp.input_norm) {
-    x.kept = decide(scope, x.natural, x.ld, mlp.input_norm, mlp.gates[0], x.rows, x.k);
+    const float* more = emphases(scope, x.natural, x.ld, x.rows, mlp.probe(0), mlp.gates[0], x.k);
+    x.kept = decide(scope, x.natural, x.ld, mlp.input_norm, mlp.gates[0], x.rows, x.k, nullptr, more);
     mlp.add(0, x.rows * x.k, x.rows * x.kept.count, x.kept.failed);
   }
   Input h;
@@ -131,7 +139,7 @@ inline Tensor mlp_many_rows(const Mlp& mlp, const Call& call) {
   const int64_t neurons = mlp.up.n, rows = x.rows;
   if (mlp.input_norm) {
     int64_t failed = 0;
-    x.read(gated(mlp.x, mlp.input_norm, mlp.gates[0], failed));
+    x.read(gated(mlp.x, mlp.input_norm, mlp.probe(0), mlp.gates[0], failed));
     mlp.add(0, rows * x.k, rows * x.k, failed);
   }
   const float* wide = widened(scope, x);
@@ -144,20 +152,26 @@ inline Tensor mlp_many_rows(const Mlp& mlp, const Call& call) {
   at::parallel_for(0, rows, 4, [&](int64_t begin, int64_t end) {
     Scratch::Scope outer;
     float *h = outer.take<float>(neurons), *u = outer.take<float>(neurons);
+    float* whole = mlp.probes ? outer.take<float>(mlp.x.k) : nullptr;
     for (int64_t m = begin; m < end; ++m) {
       Scratch::Scope inner;
       void* row = at_gate + m * neurons * int64_t(size_of(dtype));
       table_in_use->widen[dtype](row, h, neurons);
       table_in_use->activate[dtype](mlp.act, h, nullptr, nullptr, nullptr, neurons);
+      if (whole) table_in_use->widen[dtype](offset(mlp.x.data, m * mlp.x.k, dtype), whole, mlp.x.k);
+      const auto more = [&](int which) {
+        return emphases(inner, whole, mlp.x.k, 1, mlp.probe(which), mlp.gates[which], mlp.x.k);
+      };
       Kept alive{nullptr, neurons, 0};
       if (mlp.gated) {
-        if (mlp.neuron_norm) alive = decide(inner, h, neurons, mlp.neuron_norm, mlp.gates[1], 1, neurons);
+        if (mlp.neuron_norm)
+          alive = decide(inner, h, neurons, mlp.neuron_norm, mlp.gates[1], 1, neurons, nullptr, more(1));
         neuron_fails += alive.failed;
         table_in_use->widen[dtype](offset(at_up, m * neurons, dtype), u, neurons);
         table_in_use->multiply[dtype](h, u, nullptr, neurons);
       }
       if (mlp.down_norm) {
-        alive = decide(inner, h, neurons, mlp.down_norm, mlp.gates[2], 1, neurons, &alive);
+        alive = decide(inner, h, neurons, mlp.down_norm, mlp.gates[2], 1, neurons, &alive, more(2));
         down_fails += alive.failed;
       }
       keep_only(alive, h, h, neurons);

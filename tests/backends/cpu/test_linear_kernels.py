@@ -82,17 +82,19 @@ def test_dense_equals_the_reference(kernels: str, case: Linears) -> None:
     threshold=st.sampled_from((-1.0, 0.0, 0.7, 1.5, 3.0, 1e9)),
     min_kept=st.sampled_from((0.0, 0.0, 0.4, 1.0)),
     odd=st.sampled_from((None, None, math.nan, math.inf, -math.inf)),
+    emphasis=st.sampled_from((None, 0.0, 0.3, 3.0)),
 )
 def test_channels_equal_the_reference(
-    kernels: str, case: Linears, threshold: float, min_kept: float, odd: float | None
+    kernels: str, case: Linears, threshold: float, min_kept: float, odd: float | None, emphasis: float | None
 ) -> None:
     x = case.x.clone()
     if odd is not None:
         x[0, x.shape[1] // 2] = odd
     norm, gate = torch.rand(x.shape[1]), torch.tensor([threshold, min_kept])
     counted, expected_counts = (torch.tensor([10, 20, 30]) for _ in range(2))
-    y = ops.channel_linear(x, case.weights, case.biases, norm, gate, counted)
-    expected = channel_linear.reference(x, case.weights, case.biases, norm, gate, expected_counts)
+    probe = None if emphasis is None else emphasis * torch.randn(x.shape[1] + 1)
+    y = ops.channel_linear(x, case.weights, case.biases, norm, gate, counted, probe)
+    expected = channel_linear.reference(x, case.weights, case.biases, norm, gate, expected_counts, probe)
     torch.testing.assert_close(y, expected, rtol=0, atol=0, equal_nan=True)
     assert counted.tolist() == expected_counts.tolist()
 
