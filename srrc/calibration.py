@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ def calibrate(
     blocks: int | None = None,
     progress: bool = True,
     checkpoint: str | os.PathLike[str] | None = None,
+    learned: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> Profile:
     """Measure what each gate of `model` is worth, by intervention on real inputs.
 
@@ -71,6 +73,7 @@ def calibrate(
     progress:   a bar on standard error
     checkpoint: a file kept up to date after each gate; a calibration that finds it goes on where that one
                 stopped. It is removed at the end
+    learned:    vectors that training found ("GATE/emphasis", "GATE/norm"), which the gates are measured with
     Raises ModelError for a model that Dynamo cannot capture as one graph, or that has no gate; OptionError
     for settings that make no sense; ProfileError where the checkpoint cannot be written.
     """
@@ -88,7 +91,7 @@ def calibrate(
         )
         with torch.no_grad(), _bar(progress) as bar:
             wanted = _Wanted(channels, neurons, layers, coarse, blocks)
-            return _calibrate(model, inputs, effort, wanted, bar, path)
+            return _calibrate(model, inputs, effort, wanted, learned, bar, path)
     finally:
         model.train(was_training)
 
@@ -134,12 +137,17 @@ Bar = Callable[[int, str], None]
 
 
 def _calibrate(
-    model: nn.Module, inputs: Inputs, effort: Effort, wanted: _Wanted, bar: Bar, path: Path | None
+    model: nn.Module,
+    inputs: Inputs,
+    effort: Effort,
+    wanted: _Wanted,
+    learned: Mapping[str, Tensor],
+    bar: Bar,
+    path: Path | None,
 ) -> Profile:
     gated = GatedModel(model, inputs.curves[0])
-    return _measure(
-        gated, dict(model.named_parameters()), type(model).__name__, inputs, effort, wanted, bar, path
-    )
+    weights, name = dict(model.named_parameters()), type(model).__name__
+    return _measure(gated, weights, name, inputs, effort, wanted, learned, bar, path)
 
 
 def calibrate_graph(
@@ -158,7 +166,7 @@ def calibrate_graph(
     """
     wanted = _Wanted(channels=False, neurons=False, layers=layers, coarse=coarse, blocks=blocks)
     with torch.no_grad(), _bar(show=False) as bar:
-        return _measure(gated, weights, name, inputs, QUICK, wanted, bar, None)
+        return _measure(gated, weights, name, inputs, QUICK, wanted, {}, bar, None)
 
 
 def _measure(
@@ -168,6 +176,7 @@ def _measure(
     inputs: Inputs,
     effort: Effort,
     wanted: _Wanted,
+    learned: Mapping[str, Tensor],
     bar: Bar,
     path: Path | None,
 ) -> Profile:
@@ -182,6 +191,7 @@ def _measure(
         blocks=wanted.blocks,
         skip_first=inputs.skip_first,
     )
+    vectors |= learned
     gated.insert(wanted.covers, vectors)
     replay = Replay(gated.gm, gated.gates)
     if not replay.places:
@@ -196,7 +206,7 @@ def _measure(
         "measured": list(effort.measured),
     }
     names = [place.gate.id for place in replay.places]
-    key = digest([texts, [sample.values for sample in samples], names])
+    key = digest([texts, [sample.values for sample in samples], names, dict(learned)])
     bar(steps(replay, len(calls)), "gates")
     gates = measure_gates(
         replay, calls, gated.output, settings, key=key, path=path, progress=lambda gate: bar(0, gate)

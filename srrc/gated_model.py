@@ -33,7 +33,7 @@ class GatedGraph:
     base:     the normalised graph without gates; `pathways` in it
     gm:       the graph with gates, once `insert` was called; `gates` are those that are covered, `around` tells of
               those inside of a layer gate's branch which it is, by gate id
-    weights:  placeholder name -> parameter
+    weights:  placeholder name -> parameter; `names`: placeholder name -> the parameter's name in the model
     how:      whether the output whose drift counts is logits or other values
     """
 
@@ -41,6 +41,7 @@ class GatedGraph:
         self.how: Measure = "logits"
         self.pathways: Sequence[Pathway] = ()
         self.weights: Mapping[str, Tensor] = {}
+        self.names: Mapping[str, str] = {}
         self.gates: Sequence[GateLike] = ()
         self.around: Mapping[str, str] = {}
         self._captured: Capture | None = None
@@ -49,7 +50,7 @@ class GatedGraph:
     def capture(self, captured: Capture) -> None:
         """Take a graph, and find its pathways."""
         self._captured = captured
-        self.weights = captured.living_weights()
+        self.weights, self.names = captured.living_weights(), captured.fqns
         context = Context(fqns=dict(captured.fqns))
         self.base = self._pass((Normalise(), FindPathways()), context)
         self.pathways = context.pathways

@@ -4,6 +4,7 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
+from srrc.ops.emphasis import FLOPS as EMPHASIS
 from srrc.passes.context import Context
 from srrc.passes.emit import emit, emit_tensor, value_of
 from srrc.passes.gating.source import GateSource, emit_gates
@@ -42,4 +43,4 @@ def insert(
         split_columns(gm.graph, result, linears, fake_mode)
     outputs = sum(linear.out_features for linear in linears)
     size = outputs * value_of(weights[0]).element_size()
-    return [held.gate(gate_id, 0, 2.0 * outputs, size)]
+    return [held.gate(gate_id, 0, 2.0 * outputs, size, overhead=1.0 if probe is None else 1.0 + EMPHASIS)]

@@ -4,6 +4,7 @@ import torch
 from torch import fx
 from torch._subclasses import FakeTensorMode
 
+from srrc.ops.emphasis import FLOPS as EMPHASIS
 from srrc.passes.context import Context
 from srrc.passes.emit import emit, emit_tensor, value_of
 from srrc.passes.gating import blocks
@@ -57,7 +58,7 @@ def insert(
         args = (*mlp_arguments(gm.graph, site, fake_mode), *nodes, held.record, held.counter, emphasis)
         result = emit(gm.graph, torch.ops.srr.neuron_mlp.default, args, fake_mode)
     replace(gm.graph, site.nodes, site.down.node, result)
-    return _gates(pathway, site, source, held)
+    return _gates(pathway, site, source, held, deciding=0.0 if probes is None else EMPHASIS)
 
 
 def _emphasis(pathway: Pathway, source: GateSource, width: int) -> torch.Tensor | None:
@@ -70,15 +71,18 @@ def _emphasis(pathway: Pathway, source: GateSource, width: int) -> torch.Tensor 
     return torch.stack([torch.zeros(width + 1) if probe is None else probe for probe in given])
 
 
-def _gates(pathway: Pathway, site: Mlp, source: GateSource, held: GateTensors) -> list[Gate]:
+def _gates(pathway: Pathway, site: Mlp, source: GateSource, held: GateTensors, deciding: float) -> list[Gate]:
+    """As profiles know them. deciding: FLOPs of emphasis, for each value of the MLP's input, at each gate."""
     by_rows = skips_up_rows(pathway, source)
     neurons, inputs, outputs = site.up.out_features, site.up.in_features, site.down.out_features
     by_channel = (1 if site.gate is not None else 0) + (0 if by_rows else 1)
     units = {"input": by_channel * neurons, "neuron": inputs if by_rows else 0, "down": outputs}
     size = value_of(site.up.weight).element_size()
     rows = {"input": 0, "neuron": 1, "down": 2}
+    overhead = {"input": 1.0 + deciding, "neuron": 1.0 + deciding * inputs / neurons}
+    overhead["down"] = overhead["neuron"]
     return [
-        held.gate(gate_id, rows[part], 2.0 * units[part], units[part] * size)
+        held.gate(gate_id, rows[part], 2.0 * units[part], units[part] * size, overhead[part])
         for gate_id in gate_ids(pathway)[:-1]
         for part in [gate_id.rsplit("/", 1)[1]]
     ]

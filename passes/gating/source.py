@@ -79,10 +79,14 @@ class GateTensors:
     name: str
     rows: int
 
-    def gate(self, gate_id: str, row: int, flops: float, size: float) -> Gate:
-        """The gate on row `row`. flops and size (bytes): what one unit costs in one row of the input."""
+    def gate(self, gate_id: str, row: int, flops: float, size: float, overhead: float = 1.0) -> Gate:
+        """The gate on row `row`. flops and size (bytes): what one unit costs in one row of the input; overhead: FLOPs
+        of deciding, a unit.
+        """
         record, counters = self.records[row], self.counters[row]
-        return Gate(gate_id, self.phase, record, counters, float(flops), float(size), rows=self.rows)
+        return Gate(
+            gate_id, self.phase, record, counters, float(flops), float(size), overhead, rows=self.rows
+        )
 
 
 def emit_gates(

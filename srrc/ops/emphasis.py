@@ -12,6 +12,9 @@ from torch import Tensor
 LIMIT = 2.0
 """No row counts more than exp(LIMIT) times as much as another would: a probe is a guess."""
 
+FLOPS = 4.0
+"""Of a row's emphasis, for each of its K values: a product with the probe, and a square."""
+
 
 def emphasis(x: Tensor, probe: Tensor) -> Tensor:
     """X [..., K], any floating dtype; probe [K + 1] -> float32 [..., 1]. Differentiable in `probe`."""

@@ -35,7 +35,12 @@ class Adapters:
         targets = [name for name in targets if type(modules.get(name)).__name__ in kinds]
         if not targets:
             raise ModelError(f"{type(model).__name__} has no linear that LoRA can adapt")
-        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=0.0)
+        turned = all(
+            type(modules[name]).__name__ == "Conv1D" for name in targets
+        )  # weights [in, out]: GPT-2's
+        config = LoraConfig(
+            r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=0.0, fan_in_fan_out=turned
+        )
         state, trained = torch.random.get_rng_state(), [held.requires_grad for held in model.parameters()]
         torch.manual_seed(seed)
         try:

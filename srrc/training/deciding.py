@@ -8,11 +8,21 @@ quantile, so that a gate drops the fraction that was asked whatever is learned: 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from srrc.training.router import Router
+
+
+class Shift(Protocol):
+    """What a gate's log scores are moved by."""
+
+    def shift(self, gate: str, features: Tensor) -> Tensor:
+        """[..., units] or [..., 1] for features [..., K]."""
+        ...
+
 
 TEMPERATURE = 0.3
 """Width of the soft step, in units of log score."""
@@ -28,14 +38,14 @@ class AtFractions:
     """Drops fixed fractions. Gradients reach norms and emphasis by the straight-through estimator (Bengio et al. 2013).
 
     fractions: gate id -> fraction of its units to drop
-    router:    what is learned; None for the gates as they are
+    router:    what is learned, or was; None for the gates as they are
     skip:      leading positions of each sequence that keep everything: a text's first token is never decoded
     gumbel:    whether logistic noise is added to each unit's log score (Gumbel-softmax of two: Jang et al. 2017)
     draw:      of the sample for the quantile, and of the noise
     """
 
     fractions: Mapping[str, float]
-    router: Router | None
+    router: Shift | None
     skip: int = 1
     gumbel: bool = False
     draw: torch.Generator | None = None
@@ -97,7 +107,7 @@ class Drawn(AtFractions):
         fraction = self.fractions.get(gate, 0.0)
         if fraction <= 0:
             return value
-        assert self.router is not None
+        assert isinstance(self.router, Router)
         mean = self.router.emphasis(gate, features.detach())
         noise = torch.randn(mean.shape, generator=self.draw)
         with torch.no_grad():

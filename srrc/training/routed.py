@@ -40,6 +40,9 @@ class Routed(fx.Interpreter):
         super().__init__(gated.gm)
         self._gated = gated
         self.decide: Decide | None = None
+        self.inputs: dict[str, Tensor] = {}
+        self.given: dict[str, Tensor] = {}
+        self._watching = False
         self._ids: dict[fx.Node, dict[int, str]] = {}
         replay = Replay(gated.gm, gated.gates)
         for place in replay.places:
@@ -56,10 +59,27 @@ class Routed(fx.Interpreter):
                     found[ids[row]] = getattr(self._gated.gm, str(named[name].target)).numel()
         return found
 
+    @property
+    def ops(self) -> list[list[str]]:
+        """The ids of the gates of each op, those that are asked, in graph order."""
+        return [list(ids.values()) for node, ids in self._ids.items() if _name(node) in _NORMS]
+
     def outputs(self, arguments: Sequence[Any], decide: Decide | None) -> Tensor:
         """The output that drift is measured on, [..., N], for arguments of the graph."""
         self.decide = decide
         return self._gated.output(self.run(*arguments))
+
+    def watched(self, arguments: Sequence[Any]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """With all gates open: the output, and what each gated op read and gave, by the id of its first gate.
+
+        Gradients reach all of these outputs: the first op's input is cut off from what is before it, and asks for one.
+        """
+        self.inputs, self.given = {}, {}
+        self._watching = True
+        try:
+            return self.outputs(arguments, None), self.inputs, self.given
+        finally:
+            self._watching = False
 
     def run_node(self, n: fx.Node) -> Any:
         """A gated op by its own function below; anything else as it is."""
@@ -68,7 +88,17 @@ class Routed(fx.Interpreter):
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         named = {**dict(zip(scores.named_arguments(n), args, strict=False)), **kwargs}
+        if self._watching and n in self._ids and _name(n) in _NORMS:
+            return self._watch(n, named, function)
         return function(named, lambda row, value, norm: self._ask(n, row, value, norm, named["x"]))
+
+    def _watch(self, n: fx.Node, named: dict[str, Any], function: "Function") -> Tensor:
+        if not self.given:
+            named["x"] = named["x"].detach().requires_grad_()
+        first = next(iter(self._ids[n].values()))
+        self.inputs[first] = named["x"].detach()
+        self.given[first] = function(named, lambda row, value, norm: value)
+        return self.given[first]
 
     def _ask(self, node: fx.Node, row: int, value: Tensor, norm: Tensor, features: Tensor) -> Tensor:
         gate = self._ids.get(node, {}).get(row)
@@ -99,7 +129,9 @@ def _vocab_head(a: Mapping[str, Any], ask: Ask) -> Tensor:
     return F.linear(a["x"], a["weight"], a["bias"])
 
 
-_FUNCTIONS: Mapping[str, Callable[[Mapping[str, Any], Ask], Tensor]] = {
+Function = Callable[[Mapping[str, Any], Ask], Tensor]
+
+_FUNCTIONS: Mapping[str, Function] = {
     "srr::channel_linear": _channel_linear,
     "srr::neuron_mlp": _neuron_mlp,
     "srr::vocab_head": _vocab_head,

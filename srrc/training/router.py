@@ -70,6 +70,18 @@ class Router:
         return found
 
 
+class Fixed:
+    """Emphasis by probes [K + 1] that are given, by gate id; norms are the gates' own."""
+
+    def __init__(self, probes: Mapping[str, Tensor]) -> None:
+        self._probes = probes
+
+    def shift(self, gate: str, features: Tensor) -> Tensor:
+        """As `Router.shift`."""
+        probe = self._probes.get(gate)
+        return torch.zeros(()) if probe is None else emphasis(features, probe)
+
+
 def _groups(gates: Sequence[str], widths: Mapping[str, int]) -> dict[str, str]:
     """Gate id -> name of its group: neighbouring layers' gates of one place in the layer and one width.
 
