@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from srrc.report import explain as explain
     from srrc.report import set_budget as set_budget
     from srrc.report import stats as stats
+    from srrc.training.train import train as train
 
 __version__ = "0.1.0.dev0"
 
@@ -24,9 +25,10 @@ _PUBLIC = {
     "optimize": "srrc.optimization.optimize",
     "set_budget": "srrc.report",
     "stats": "srrc.report",
+    "train": "srrc.training.train",
 }
 
-__all__ = ["Profile", "calibrate", "explain", "models_zoo", "optimize", "set_budget", "stats"]
+__all__ = ["Profile", "calibrate", "explain", "models_zoo", "optimize", "set_budget", "stats", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The shell door: `srrc calibrate | explain | bench | generate | cache | optimize`.
+"""The shell door: `srrc calibrate | train | explain | bench | generate | cache | optimize`.
 
 Exit code 0: done. 2: what was asked cannot be done, with one line on standard error that says why. 1:
 anything else, with a traceback.
@@ -31,6 +31,7 @@ from srrc.cli_options import (
     status,
     texts_of,
 )
+from srrc.cli_train import train
 from srrc.errors import CacheError, DriftError, OptionError, SrrError
 
 
@@ -264,6 +265,7 @@ def demo(
 
 
 app.command()(optimize)
+app.command()(train)
 
 
 def main() -> None:

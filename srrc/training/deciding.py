@@ -27,6 +27,9 @@ class Shift(Protocol):
 TEMPERATURE = 0.3
 """Width of the soft step, in units of log score."""
 
+NOISE = 0.05
+"""Scale of Gumbel's noise, in the same units: larger, and adapters learn to live with noise that is not there later."""
+
 _SAMPLE = 100_000
 """So many scores tell a batch's quantile while training."""
 
@@ -58,7 +61,7 @@ class AtFractions:
         score = self._log_score(gate, value, norm, features)
         if self.gumbel:
             uniform = torch.rand(score.shape, generator=self.draw).clamp(1e-6, 1 - 1e-6)
-            score = score + TEMPERATURE * (uniform.log() - (-uniform).log1p())
+            score = score + NOISE * (uniform.log() - (-uniform).log1p())
         threshold = self._quantile(score.detach(), fraction)
         keep = score.detach() > threshold
         if self.skip:

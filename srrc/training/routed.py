@@ -49,15 +49,20 @@ class Routed(fx.Interpreter):
             self._ids.setdefault(replay.nodes[place.index], {})[place.row] = place.gate.id
 
     @property
-    def gates(self) -> Mapping[str, int]:
-        """Gate id -> number of its units, of the gates that are asked."""
-        found: dict[str, int] = {}
+    def norms(self) -> dict[str, Tensor]:
+        """Gate id -> the norm of each of its units, float32 [units], of the gates that are asked."""
+        found: dict[str, Tensor] = {}
         for node, ids in self._ids.items():
             named = scores.named_arguments(node)
             for row, name in enumerate(_NORMS.get(_name(node), ())):
                 if row in ids:
-                    found[ids[row]] = getattr(self._gated.gm, str(named[name].target)).numel()
+                    found[ids[row]] = getattr(self._gated.gm, str(named[name].target))
         return found
+
+    @property
+    def gates(self) -> Mapping[str, int]:
+        """Gate id -> number of its units, of the same gates."""
+        return {gate: norm.numel() for gate, norm in self.norms.items()}
 
     @property
     def ops(self) -> list[list[str]]:

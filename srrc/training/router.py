@@ -47,6 +47,22 @@ class Router:
         for parameter in self.parameters.values():
             parameter.requires_grad_()
 
+    def start(self, probes: Mapping[str, Tensor]) -> None:
+        """Begin with these probes [K + 1], by gate id: a group's projection is made to hold its members' directions."""
+        members: dict[str, list[str]] = {}
+        for gate in probes:
+            members.setdefault(self._group[gate], []).append(gate)
+        with torch.no_grad():
+            for group, gates in members.items():
+                projection = self.parameters[f"{group}/projection"]
+                wanted = torch.stack([probes[gate][:-1] for gate in gates])
+                directions = torch.linalg.qr(torch.cat((wanted, projection))[: len(projection)].t()).Q.t()
+                projection[: len(directions)] = directions
+                for gate in gates:
+                    head = self.parameters[f"{gate}/head"]
+                    head[:-1] = torch.linalg.lstsq(projection.t(), probes[gate][:-1, None]).solution[:, 0]
+                    head[-1] = probes[gate][-1]
+
     def shift(self, gate: str, features: Tensor) -> Tensor:
         """What is added to a gate's log scores: [..., units] for features [..., K]."""
         return self.parameters[f"{gate}/log_norm"] + self.emphasis(gate, features)

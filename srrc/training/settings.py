@@ -1,11 +1,10 @@
 """What a training is asked to do."""
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 from srrc.errors import OptionError
 
-Variant = Literal["straight-through", "gumbel", "policy"]
+VARIANTS = ("straight-through", "gumbel", "policy")
 
 BUDGETS = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4)
 """The curriculum: from few gates to many."""
@@ -32,7 +31,7 @@ class Joint:
     rate: float = 5e-4
     router_rate: float = 2e-3
     budgets: tuple[float, ...] = BUDGETS
-    variant: Variant = "straight-through"
+    variant: str = "straight-through"
     price: float = 0.1
     seed: int = 0
     every: int = 20
@@ -45,8 +44,8 @@ class Joint:
             raise OptionError(f"rank={self.rank!r} is negative; 0 trains the gates alone")
         if not self.budgets or not all(0 < budget <= 1 for budget in self.budgets):
             raise OptionError(f"budgets={self.budgets!r}; give fractions of the dense cost in (0, 1]")
-        if self.variant not in get_args(Variant):
-            raise OptionError(f"unknown variant {self.variant!r}; known: {', '.join(get_args(Variant))}")
+        if self.variant not in VARIANTS:
+            raise OptionError(f"unknown variant {self.variant!r}; known: {', '.join(VARIANTS)}")
 
     def budget(self, step: int, draw: float) -> float:
         """The budget of a step. draw: in [0, 1)."""
