@@ -51,10 +51,8 @@ def texts() -> list[Tensor]:
 def drifts(profile: Profile, **options: object) -> tuple[list[float], nn.Module]:
     eager, model = lively(), lively()
     model.compile(backend="srr", options={"profile": profile, **options})
-    found = []
     with torch.no_grad():
-        for ids in texts():
-            found.append(measure(eager(ids).logits, model(ids).logits, "logits").mean)
+        found = [measure(eager(ids).logits, model(ids).logits, "logits").mean for ids in texts()]
     return found, model
 
 
