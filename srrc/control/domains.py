@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-CLOSE = 0.3
-"""Cosine from which on a context is of a domain. Of pieces of 128 tokens of prose, documentation or arithmetic, pooled,
-centred and projected to 16 directions, nine in ten have more than 0.4 with the mean of their own kind, and less than
-0.3 with another's."""
+CLOSE = 0.5
+"""Cosine from which on a context is of a domain. 180 held-out pieces of 128 tokens, of documentation, essays and
+arithmetic in turn, made 8 domains that way: 96% of the pieces found theirs known, and 96% were of their domain's kind.
+At 0.3: 6 domains, 95% of their kind; at 0.7: 21 and 99%, with 88% known."""
 
 MOST = 64
 """Domains that are kept."""

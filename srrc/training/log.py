@@ -50,7 +50,8 @@ def logging(folder: Path, phase: str, steps: int, done: int, *, show: bool) -> I
             if writer is not None:
                 for name, value in numbers.items():
                     writer.add_scalar(name, value, step)
-            bar.update(task, completed=step, description=f"KL {numbers.get('kl', float('nan')):.4f}")
+            told = f"KL {numbers['kl']:.4f}" if "kl" in numbers else ""
+            bar.update(task, completed=step, description=told)
 
         try:
             yield log
