@@ -35,7 +35,9 @@ def run_passes(
 
 
 def configure_logs(wanted: str | None = None) -> None:
-    """Switch on the logs named in `SRRC_LOGS` (`passes,plan,cache,feedback`; a `+` before a name prints the graphs too)."""
+    """Switch on the logs named in `SRRC_LOGS`: `passes`, `plan`, `cache`, `feedback`. A `+` before a name prints the
+    graphs too.
+    """
     for item in filter(None, (wanted if wanted is not None else os.environ.get("SRRC_LOGS", "")).split(",")):
         logger = logging.getLogger(f"srrc.{item.strip().lstrip('+')}")
         logger.setLevel(logging.DEBUG if item.strip().startswith("+") else logging.INFO)

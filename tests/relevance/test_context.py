@@ -7,11 +7,11 @@ from srrc.relevance.context import DIRECTIONS, context_basis, pooled
 
 
 def kinds(seed: int, pieces: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
-    """An embedding whose tokens share a large mean, and ids [3, pieces, 64] of three kinds of text."""
+    """An embedding whose tokens share a large mean, and ids [3, pieces, 256] of three kinds of text."""
     draw = torch.Generator().manual_seed(seed)
     embedding = 3.0 + torch.randn(300, 32, generator=torch.Generator().manual_seed(0))
-    common = torch.randint(0, 60, (3, pieces, 64), generator=draw)
-    own = torch.randint(0, 80, (3, pieces, 64), generator=draw) + 60 + 80 * torch.arange(3)[:, None, None]
+    common = torch.randint(0, 60, (3, pieces, 256), generator=draw)
+    own = torch.randint(0, 80, (3, pieces, 256), generator=draw) + 60 + 80 * torch.arange(3)[:, None, None]
     return embedding, torch.where(torch.rand(own.shape, generator=draw) < 0.5, common, own)
 
 
