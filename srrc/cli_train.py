@@ -23,9 +23,7 @@ def train(
     rank: Annotated[int, typer.Option(help="of the LoRA adapters; 0 trains gates alone")] = 16,
     rate: Annotated[float, typer.Option(help="the adapters' learning rate")] = 5e-4,
     variant: Annotated[str, typer.Option(help="straight-through, gumbel or policy")] = "straight-through",
-    budgets: Annotated[
-        str, typer.Option(help="to train under, from easy to hard")
-    ] = "1.0,0.8,0.7,0.6,0.5,0.4",
+    budgets: Annotated[str, typer.Option(help="to train under, from easy to hard")] = "0.8,0.7,0.6,0.5,0.4",
     seed: Annotated[int, typer.Option(help="of batches, adapters and noise")] = 0,
     quick: Annotated[
         bool, typer.Option("--quick", help="little of everything, to see that it works")

@@ -6,8 +6,8 @@ from srrc.errors import OptionError
 
 VARIANTS = ("straight-through", "gumbel", "policy")
 
-BUDGETS = (1.0, 0.8, 0.7, 0.6, 0.5, 0.4)
-"""The curriculum: from few gates to many."""
+BUDGETS = (0.8, 0.7, 0.6, 0.5, 0.4)
+"""The curriculum: from few gates to many. At 1.0 nothing is routed, and fresh adapters would have nothing to learn."""
 
 
 @dataclass(frozen=True)
