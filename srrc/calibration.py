@@ -91,7 +91,9 @@ def calibrate(
         )
         with torch.no_grad(), _bar(progress) as bar:
             wanted = _Wanted(channels, neurons, layers, coarse, blocks)
-            return _calibrate(model, inputs, effort, wanted, learned, bar, path)
+            gated = GatedModel(model, inputs.curves[0])
+            weights, name = dict(model.named_parameters()), type(model).__name__
+            return _measure(gated, weights, name, inputs, effort, wanted, learned, bar, path)
     finally:
         model.train(was_training)
 
@@ -134,20 +136,6 @@ class _Calls(Sequence[Any]):
 
 Bar = Callable[[int, str], None]
 """`bar(total, what)` announces that many steps; `bar(0, what)` is one step done."""
-
-
-def _calibrate(
-    model: nn.Module,
-    inputs: Inputs,
-    effort: Effort,
-    wanted: _Wanted,
-    learned: Mapping[str, Tensor],
-    bar: Bar,
-    path: Path | None,
-) -> Profile:
-    gated = GatedModel(model, inputs.curves[0])
-    weights, name = dict(model.named_parameters()), type(model).__name__
-    return _measure(gated, weights, name, inputs, effort, wanted, learned, bar, path)
 
 
 def calibrate_graph(

@@ -29,10 +29,8 @@ def interval(values: Sequence[float], ceiling: float, miss: float = 0.05) -> Int
     """
     doubt = math.log(2 / miss)
     weight = weighted = spread = 0.0
-    total, squares = (
-        0.5,
-        0.25,
-    )  # one imagined value in the middle, with the variance of the widest distribution
+    # One imagined value in the middle, with the variance of the widest distribution.
+    total, squares = 0.5, 0.25
     for count, value in enumerate(values, 1):
         scaled = min(max(value / ceiling, 0.0), 1.0)
         mean, variance = total / count, squares / count

@@ -84,14 +84,14 @@ _SCORES: Mapping[str, tuple[str, Callable[[Arguments], list[Scored]]]] = {
 
 def records_argument(node: fx.Node) -> str | None:
     """The name of the argument that holds the node's gate records; None for a node that is no gated op."""
-    entry = _SCORES.get(_name(node))
+    entry = _SCORES.get(op_name(node))
     return None if entry is None else entry[0]
 
 
 def scores(node: fx.Node, arguments: Arguments) -> list[Scored]:
     """Scores of each of the node's gates. Raises KeyError for a node that is no gated op."""
     with torch.no_grad():
-        return _SCORES[_name(node)][1](arguments)
+        return _SCORES[op_name(node)][1](arguments)
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
@@ -101,6 +101,7 @@ def named_arguments(node: fx.Node) -> dict[str, Any]:
     return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
 
 
-def _name(node: fx.Node) -> str:
+def op_name(node: fx.Node) -> str:
+    """The qualified name of the node's op, "srr::channel_linear"; "" for a node that calls none."""
     target = node.target
     return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""  # noqa: SLF001

@@ -16,7 +16,7 @@ class Event:
     """One thing that happened.
 
     call: the graph's how-manieth
-    kind: `plan`, `measured`, `alarm`, `calm`, `explored`, `rollback`, `history`
+    kind: `plan`, `alarm`, `calm` or `explored`
     text: what happened, as a sentence
     numbers: the same for programs
     """

@@ -23,7 +23,7 @@ from srrc.training.batches import Batches
 from srrc.training.deciding import AtFractions, Drawn
 from srrc.training.distillation import distil
 from srrc.training.log import Log
-from srrc.training.routed import Routed
+from srrc.training.routed import Routed, constant
 from srrc.training.router import Router
 from srrc.training.settings import Joint
 from srrc.training.state import State
@@ -105,10 +105,7 @@ class JointTraining:
     def _step(self, step: int, worker: int) -> dict[str, float]:
         draw = torch.Generator().manual_seed((self._settings.seed * 7919 + step) * 1009 + worker)
         budget = self._settings.budget(step, float(torch.rand((), generator=draw)))
-        arguments = [
-            each.detach() if isinstance(each, Tensor) else each
-            for each in self._gated.arguments(self._call(self._batches(step, worker)))
-        ]
+        arguments = constant(self._gated.arguments(self._call(self._batches(step, worker))))
         with torch.no_grad():
             teacher = _rows(self._routed.outputs(arguments, None))
         fractions = self._fractions[budget]

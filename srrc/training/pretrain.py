@@ -5,7 +5,7 @@ measured, because a drift of second order is no longer one where half of the uni
 whose plans drift least on batches that no probe was fitted to.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from srrc.profile import Profile
 from srrc.relevance.drift import Drift, Reference
 from srrc.training.batches import Batches
 from srrc.training.deciding import AtFractions
-from srrc.training.routed import Routed
+from srrc.training.routed import Routed, constant
 from srrc.training.router import Fixed
 from srrc.training.traces import Traces
 
@@ -64,11 +64,10 @@ def pretrain(
     traces = Traces(routed)
     for number in range(steps):
         draw = torch.Generator().manual_seed(number)
-        traces.add(_constant(gated.arguments(call(batches(number)))), draw)
+        traces.add(constant(gated.arguments(call(batches(number)))), draw)
         progress("traces")
     probes = _for_all_gates(routed, traces.probes())
     explained = traces.explained()
-    drifts: dict[float, tuple[float, ...]] = {}
     fractions = [plan(profile, budget=budget).fractions for budget in BUDGETS]
     found = {power: [Drift()] * len(fractions) for power in POWERS}
     with torch.no_grad():
@@ -91,8 +90,3 @@ def pretrain(
 def _for_all_gates(routed: Routed, probes: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The probe of an op, for each of its gates."""
     return {gate: probes[ids[0]] for ids in routed.ops for gate in ids if ids[0] in probes}
-
-
-def _constant(arguments: Sequence[Any]) -> list[Any]:
-    """The same values without gradients: weights are not what is trained."""
-    return [each.detach() if isinstance(each, Tensor) else each for each in arguments]

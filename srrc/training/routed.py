@@ -54,7 +54,7 @@ class Routed(fx.Interpreter):
         found: dict[str, Tensor] = {}
         for node, ids in self._ids.items():
             named = scores.named_arguments(node)
-            for row, name in enumerate(_NORMS.get(_name(node), ())):
+            for row, name in enumerate(_NORMS.get(scores.op_name(node), ())):
                 if row in ids:
                     found[ids[row]] = getattr(self._gated.gm, str(named[name].target))
         return found
@@ -67,7 +67,18 @@ class Routed(fx.Interpreter):
     @property
     def ops(self) -> list[list[str]]:
         """The ids of the gates of each op, those that are asked, in graph order."""
-        return [list(ids.values()) for node, ids in self._ids.items() if _name(node) in _NORMS]
+        return [list(ids.values()) for node, ids in self._ids.items() if scores.op_name(node) in _NORMS]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Gate id -> K, the width of what its op reads."""
+        reads = {node: scores.named_arguments(node)["x"].meta["example_value"] for node in self._ids}
+        return {
+            gate: int(reads[node].shape[-1])
+            for node, ids in self._ids.items()
+            if scores.op_name(node) in _NORMS
+            for gate in ids.values()
+        }
 
     def outputs(self, arguments: Sequence[Any], decide: Decide | None) -> Tensor:
         """The output that drift is measured on, [..., N], for arguments of the graph."""
@@ -88,12 +99,12 @@ class Routed(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         """A gated op by its own function below; anything else as it is."""
-        function = _FUNCTIONS.get(_name(n))
+        function = _FUNCTIONS.get(scores.op_name(n))
         if function is None:
             return super().run_node(n)
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         named = {**dict(zip(scores.named_arguments(n), args, strict=False)), **kwargs}
-        if self._watching and n in self._ids and _name(n) in _NORMS:
+        if self._watching and n in self._ids and scores.op_name(n) in _NORMS:
             return self._watch(n, named, function)
         return function(named, lambda row, value, norm: self._ask(n, row, value, norm, named["x"]))
 
@@ -149,6 +160,6 @@ _NORMS: Mapping[str, Sequence[str]] = {
 """Op -> the argument that holds the norm of each of its gates."""
 
 
-def _name(node: fx.Node) -> str:
-    target = node.target
-    return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""  # noqa: SLF001
+def constant(arguments: Sequence[Any]) -> list[Any]:
+    """The same values without gradients: the graph's own weights are not what is trained."""
+    return [each.detach() if isinstance(each, Tensor) else each for each in arguments]

@@ -28,7 +28,7 @@ from srrc.training.adapters import Adapters, merged
 from srrc.training.batches import Batches, tokenised
 from srrc.training.joint import JointTraining
 from srrc.training.log import logging
-from srrc.training.pretrain import pretrain
+from srrc.training.pretrain import POWERS, pretrain
 from srrc.training.routed import Routed
 from srrc.training.router import Router
 from srrc.training.settings import Joint
@@ -125,7 +125,7 @@ def _router(
         )
     gated = _captured(model, profile, batches)
     steps, checks = (4, 1) if quick else (TRACED, CHECKED)
-    with logging(folder, "router", steps + 6 * checks, 0, show=progress) as log:
+    with logging(folder, "router", steps + len(POWERS) * checks, 0, show=progress) as log:
         done = 0
 
         def tell(what: str) -> None:
@@ -167,9 +167,7 @@ def _joint(
     workers = Workers()
     gated = _captured(model, profile, batches)
     routed = Routed(gated)
-    _, inputs, _ = routed.watched(gated.arguments(_call(batches(0))))
-    widths = {gate: inputs[ids[0]].shape[-1] for ids in routed.ops for gate in ids}
-    router = Router(routed.gates, widths, settings.seed)
+    router = Router(routed.gates, routed.widths, settings.seed)
     router.start(
         {
             gate: profile.vectors[f"{gate}/emphasis"]

@@ -50,9 +50,7 @@ class Held:
         return {gate: fraction + 0.2 * gate.endswith("/down") for gate in self.routed.gates}
 
     def router(self) -> Router:
-        _, x, _ = self.routed.watched(self.arguments)
-        widths = {gate: x[ids[0]].shape[-1] for ids in self.routed.ops for gate in ids}
-        return Router(self.routed.gates, widths)
+        return Router(self.routed.gates, self.routed.widths)
 
 
 @pytest.fixture(scope="module")

@@ -46,9 +46,7 @@ class Run:
         gated = GatedModel(self.model, call(batches(0)))
         gated.insert(profile.covers, profile.vectors)
         routed = Routed(gated)
-        _, inputs, _ = routed.watched(gated.arguments(call(batches(0))))
-        widths = {gate: inputs[ids[0]].shape[-1] for ids in routed.ops for gate in ids}
-        self.router = Router(routed.gates, widths)
+        self.router = Router(routed.gates, routed.widths)
         names = [gated.names[name] for name in gated.weights]
         self.adapters = Adapters(self.model, names, settings.rank) if settings.rank else None
         self.training = JointTraining(gated, profile, batches, call, self.router, self.adapters, settings)
