@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from srrc.profile import Profile as Profile
     from srrc.report import explain as explain
     from srrc.report import set_budget as set_budget
+    from srrc.report import set_context as set_context
     from srrc.report import stats as stats
     from srrc.training.train import train as train
 
@@ -24,11 +25,22 @@ _PUBLIC = {
     "explain": "srrc.report",
     "optimize": "srrc.optimization.optimize",
     "set_budget": "srrc.report",
+    "set_context": "srrc.report",
     "stats": "srrc.report",
     "train": "srrc.training.train",
 }
 
-__all__ = ["Profile", "calibrate", "explain", "models_zoo", "optimize", "set_budget", "stats", "train"]
+__all__ = [
+    "Profile",
+    "calibrate",
+    "explain",
+    "models_zoo",
+    "optimize",
+    "set_budget",
+    "set_context",
+    "stats",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from srrc import fingerprint
 from srrc.calibration_inputs import QUICK, Effort, Inputs, digest, effort_of, own_inputs, text_inputs
+from srrc.context_vectors import context_vectors
 from srrc.control.controller import plan
 from srrc.errors import ModelError, OptionError
 from srrc.gate_vectors import gate_vectors
@@ -179,6 +180,7 @@ def _measure(
         blocks=wanted.blocks,
         skip_first=inputs.skip_first,
     )
+    vectors |= context_vectors(gated, _Calls(gated, looked_at))
     vectors |= learned
     gated.insert(wanted.covers, vectors)
     replay = Replay(gated.gm, gated.gates)
@@ -216,7 +218,7 @@ def _without_useless_layers(profile: Profile) -> Profile:
         for name, gate in profile.gates.items()
         if gate.kind != "residual" or taken.get(name, 0.0) > 0
     }
-    pathways = {f"{gate.kind}:{gate.place}" for gate in gates.values()} | gates.keys()
+    pathways = {f"{gate.kind}:{gate.place}" for gate in gates.values()} | gates.keys() | {"context"}
     held = {name: vector for name, vector in profile.vectors.items() if name.rsplit("/", 1)[0] in pathways}
     return replace(profile, gates=gates, vectors=held)
 

@@ -34,10 +34,11 @@ from srrc.passes.pack_weights import PackWeights
 from srrc.passes.partition import Region, partition
 from srrc.passes.pipeline import run_passes
 from srrc.passes.rows import FEW_ROWS
+from srrc.passes.token_embedding import token_embedding
 from srrc.pathways.base import Pathway
 from srrc.pathways.channel import ChannelGroup
 from srrc.reasons import Reason, Refusal
-from srrc.routing import NO_PROFILE, budget_of, gate_source, guard_weights, profile_of, route, watched
+from srrc.routing import NO_PROFILE, budget_of, gate_source, guard_weights, listen, profile_of, route, watched
 from srrc.runtime.break_even import branch_break_even, break_even
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.costs import GraphCost, dense_cost
@@ -66,6 +67,15 @@ class Capture:
     symbols: Mapping[sympy.Symbol, int]
     fake_mode: FakeTensorMode
     gate_store: GateStore
+
+    @property
+    def tokens(self) -> tuple[int, int] | None:
+        """Positions among the arguments of token ids and of their embeddings; None where there are none."""
+        found = token_embedding(self.gm, self.fqns)
+        if found is None:
+            return None
+        inputs = placeholders(self.gm)
+        return inputs.index(found[0]), inputs.index(found[1])
 
     def living_weights(self) -> dict[str, torch.Tensor]:
         """The weights by placeholder name."""
@@ -100,8 +110,8 @@ def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., An
     run = _dispatch(captured, graph, source, first)
     if profile is None or not graph.gates:
         write_result(graph.options.dump_dir, graph)
-        return run
-    route(graph, profile)
+        return run if profile is None else listen(graph, profile, captured.tokens, run)
+    route(graph, profile, captured.tokens)
     write_result(graph.options.dump_dir, graph)
     named = {captured.fqns[name]: weight for name, weight in weights.items()}
     positions = {

@@ -68,6 +68,12 @@ class GatedGraph:
         held = {gate.id for gate in self.gates}
         self.around = {inner: outer for inner, outer in around.items() if outer in held}
 
+    @property
+    def tokens(self) -> tuple[int, int] | None:
+        """Positions among the graph's arguments of token ids and of their embeddings; None where it reads no tokens."""
+        assert self._captured is not None
+        return self._captured.tokens
+
     def arguments(self, inputs: Any) -> Sequence[Any]:
         """The graph's arguments for one call of the model."""
         raise NotImplementedError

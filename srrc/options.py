@@ -26,6 +26,8 @@ class Options:
     profile: a `srrc.Profile`, or the path of one; needed for any budget under 1.
     levels: which kinds of pathway may be gated, a subset of `LEVELS`.
     feedback: fraction of the routed calls that also run dense, to measure drift and to move the plan, in [0, 1].
+    context: name of the texts to come (a user, a domain): what is learned on them stays apart from other names'.
+    history: a file that keeps what was learned on each kind of text, from one process to the next.
     strict: turn every fallback warning into an error.
     dump_dir: folder that receives each stage of the graph, the plan, and a reproducer on failure.
     """
@@ -35,6 +37,8 @@ class Options:
     profile: object = None
     levels: frozenset[str] = LEVELS
     feedback: float = FEEDBACK
+    context: str = ""
+    history: Path | None = None
     strict: bool = False
     dump_dir: Path | None = None
 
@@ -62,13 +66,17 @@ def parse_options(given: Mapping[str, object] | None) -> Options:
         profile=_profile(given.get("profile")),
         levels=_levels(given.get("levels")),
         feedback=_fraction("feedback", given.get("feedback"), FEEDBACK),
+        context=check_context(given.get("context", "")),
+        history=_path("history", given.get("history")),
         strict=_flag("strict", given.get("strict", False)),
-        dump_dir=_folder("dump_dir", given.get("dump_dir")),
+        dump_dir=_path("dump_dir", given.get("dump_dir")),
     )
     if not options.exact and options.profile is None:
         raise OptionError(
             "a budget under 1.0 or a max_drift needs options={'profile': ...}; make one with srrc.calibrate()"
         )
+    if options.history is not None and options.profile is None:
+        raise OptionError("a history needs options={'profile': ...}: it keeps what is learned about gates")
     return options
 
 
@@ -78,6 +86,13 @@ def check_budget(value: object) -> float | None:
     if budget == 0.0:
         raise OptionError("budget=0 would compute nothing; give a fraction of the dense cost in (0, 1]")
     return budget
+
+
+def check_context(value: object) -> str:
+    """Return `value` as the name of a context. Raises OptionError where it is no string."""
+    if not isinstance(value, str):
+        raise OptionError(f"context={value!r} is not a name; give a string, such as 'legal'")
+    return value
 
 
 def _number(name: str, value: object, *, low: float, high: float) -> float | None:
@@ -104,7 +119,7 @@ def _flag(name: str, value: object) -> bool:
     return value
 
 
-def _folder(name: str, value: object) -> Path | None:
+def _path(name: str, value: object) -> Path | None:
     if value is None:
         return None
     if not isinstance(value, (str, os.PathLike)):

@@ -5,6 +5,7 @@ The file is safetensors with JSON metadata; nothing is ever unpickled. `docs/cal
 is made.
 """
 
+import hashlib
 import json
 import os
 import uuid
@@ -148,6 +149,17 @@ class Profile:
                 f"this profile was made for other weights ({reason}); calibrate this model anew"
             )
 
+    def digest(self) -> str:
+        """A sha256 that tells this profile from others: of its curves, its vectors' names, and its weights."""
+        found = hashlib.sha256(json.dumps([self.texts, sorted(self.vectors)], sort_keys=True).encode())
+        for gate in self.gates.values():
+            found.update(gate.id.encode())
+            for tensor in (gate.quantiles, gate.fractions, gate.drift):
+                found.update(tensor.numpy().tobytes())
+        for sample in self.samples:
+            found.update(sample.name.encode() + sample.values.numpy().tobytes())
+        return found.hexdigest()
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write it, whole or not at all. Raises ProfileError where the folder cannot be written."""
         write_atomically(Path(path), *_encode(self))
@@ -170,8 +182,11 @@ def write_atomically(path: Path, tensors: Mapping[str, Tensor], metadata: Mappin
         temporary.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors of a safetensors file, and the JSON under `key` of its metadata. Raises ProfileError."""
+def read_tensors(path: Path, key: str, what: str = "profile") -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of a safetensors file, and the JSON under `key` of its metadata. Raises ProfileError.
+
+    what: the file is called in messages
+    """
     try:
         with path.open("rb") as file:
             start = file.read(9)
@@ -182,12 +197,12 @@ def read_tensors(path: Path, key: str) -> tuple[dict[str, Tensor], dict[str, Any
         raise ProfileError(f"cannot read {path}: {error.strerror}") from error
     header = int.from_bytes(start[:8], "little")
     if len(start) == 9 and (start[8:] != b"{" or header > 100_000_000):
-        raise ProfileError(f"{path} is not a profile (not a safetensors file)")
+        raise ProfileError(f"{path} is not a {what} (not a safetensors file)")
     try:
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             if key not in metadata:
-                raise ProfileError(f"{path} is not a profile (a safetensors file of something else)")
+                raise ProfileError(f"{path} is not a {what} (a safetensors file of something else)")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, json.loads(metadata[key])
     except (SafetensorError, json.JSONDecodeError) as error:

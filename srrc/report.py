@@ -11,7 +11,7 @@ import torch
 
 from srrc.control.regulator import CEILING
 from srrc.errors import ModelError, OptionError, SrrWarning
-from srrc.options import check_budget
+from srrc.options import check_budget, check_context
 from srrc.pathways.base import Pathway
 from srrc.reasons import Reason, Refusal
 from srrc.routing import NO_PROFILE
@@ -20,6 +20,7 @@ from srrc.runtime.compiled_graph import CompiledGraph, graphs_of
 from srrc.runtime.events import Event
 from srrc.runtime.gates import Gate, reset_counters, set_records
 from srrc.runtime.ledger import Entry
+from srrc.runtime.stream import told
 
 _LATEST = 12
 """Events that a printed explanation ends with."""
@@ -48,7 +49,9 @@ def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
     Keys: calls, flops_dense, flops_executed, bytes_dense, bytes_executed (cumulative, from the gates' counters,
     deciding included; bytes are of weights and activations), gates (id -> taken, offered, guards_failed),
     guards_failed, fallbacks (reason -> count), cache (hits, misses, evictions), drift (last, mean, samples, low and
-    high of a 95% interval, predicted, bound, level: what the plan may drift by now), events (kind -> count).
+    high of a 95% interval, predicted, bound, level: what the plan may drift by now), history (context, domains found
+    in it, hits, misses and hit_rate of requests, evictions, seconds_saved: what making the plans that were found had
+    taken), events (kind -> count).
     With `reset` the counters start anew after they are read.
     """
     graphs = compiled_graphs(compiled)
@@ -70,6 +73,7 @@ def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
         "fallbacks": dict(fallbacks),
         "cache": _cache_counts(graphs),
         "drift": _drift(graphs),
+        "history": told([graph.stream for graph in graphs if graph.stream is not None]),
         "events": dict(sum((Counter(graph.events.counts()) for graph in graphs), Counter())),
     }
     if reset:
@@ -104,6 +108,21 @@ def set_budget(compiled: object, budget: float) -> None:
         assert graph.replan is not None
         graph.plan = graph.replan(value)
         set_records(graph.gates, {} if graph.stale else graph.plan.thresholds)
+
+
+def set_context(compiled: object, context: str) -> None:
+    """Name what the next texts belong to, a user or a domain: what is learned on them stays apart from other names'.
+
+    Recompiles nothing. "" is the context of a model that was given none.
+    Raises OptionError for what is no string, and for a model that has not run yet with a profile.
+    """
+    name = check_context(context)
+    streams = [graph.stream for graph in compiled_graphs(compiled) if graph.stream is not None]
+    if not streams:
+        raise OptionError("set_context needs a model that ran once, compiled with options={'profile': ...}")
+    for stream in streams:
+        if stream.context != name:
+            stream.enter(name)
 
 
 @dataclass(frozen=True)

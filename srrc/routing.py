@@ -1,7 +1,10 @@
 """Ties a compiled graph to its profile: what may be gated, which plan the gates follow, when they are not trusted."""
 
 import functools
+import hashlib
+import platform
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,8 @@ from srrc.runtime.asked_budget import asked_budget
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.fallback import fall_back
 from srrc.runtime.feedback import answer, drift_between
-from srrc.runtime.gates import set_records
+from srrc.runtime.gates import Gate, set_records
+from srrc.runtime.histories import stream_of
 from srrc.runtime.watch import WeightWatch
 
 NO_PROFILE = "this model was compiled without a profile; compile it with options={'profile': ...}"
@@ -47,15 +51,44 @@ def gate_source(
     return GateSource(covers=profile.covers, weights=weights, vectors=profile.vectors, fuel=fuel())
 
 
-def route(graph: CompiledGraph, profile: Profile) -> None:
-    """Give `graph` the plan for its options, and the means to make another."""
+def route(graph: CompiledGraph, profile: Profile, tokens: tuple[int, int] | None) -> None:
+    """Give `graph` the plan for its options, and the means to make another.
+
+    tokens: positions among its arguments of token ids and of their embeddings
+    """
     options, asked = graph.options, budget_of(graph)
     feedback = 0.0 if graph.output is None else options.feedback
+    stream = graph.stream = stream_of(_alive(graph), options, profile)
+    graph.tokens = tokens
     graph.adaptation = Adaptation(
-        profile, options.max_drift, feedback, lambda: dict(graph.break_even), graph.events, seed=graph.serial
+        _key(graph),
+        stream.learned,
+        profile,
+        options.max_drift,
+        feedback,
+        lambda: dict(graph.break_even),
+        graph.events,
+        seed=graph.serial,
     )
     graph.replan = graph.adaptation.plan
     _follow(graph, graph.replan(options.budget if asked is None else asked))
+
+
+def listen(
+    graph: CompiledGraph, profile: Profile, tokens: tuple[int, int] | None, run: Callable[..., Any]
+) -> Callable[..., Any]:
+    """What Dynamo calls of a graph without gates: it looks at the texts, for the model's other graphs."""
+    if tokens is None:
+        return run
+    stream = graph.stream = stream_of(_alive(graph), graph.options, profile)
+    ids_at, table_at = tokens
+
+    def call(*args: Any) -> Any:
+        if stream.saw(args[ids_at], args[table_at]):
+            stream.keep()
+        return run(*args)
+
+    return call
 
 
 def _follow(graph: CompiledGraph, plan: Plan | None) -> None:
@@ -67,8 +100,18 @@ def _follow(graph: CompiledGraph, plan: Plan | None) -> None:
 
 def budget_of(graph: CompiledGraph) -> float | None:
     """The budget that `set_budget` asked for before `graph` was compiled; None where it did not."""
-    alive = [tensor for tensor in (reference() for reference in graph.parameters) if tensor is not None]
-    return asked_budget(alive, graph.options)
+    return asked_budget(_alive(graph), graph.options)
+
+
+def _alive(graph: CompiledGraph) -> list[torch.Tensor]:
+    return [tensor for tensor in (reference() for reference in graph.parameters) if tensor is not None]
+
+
+def _key(graph: CompiledGraph) -> str:
+    """What plans of the graph are kept under: its gates, and the machine that timed them."""
+    gates = sorted((gate.id, gate.phase, gate.rows) for gate in graph.gates)
+    described = [version("srrc"), platform.node(), torch.get_num_threads(), gates]
+    return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
 
 
 def guard_weights(
@@ -107,25 +150,39 @@ def watched(
 
     parameters: ids of the tensors that `run` does not write to
     """
-    adaptation, output = graph.adaptation, graph.output
+    adaptation, stream, output = graph.adaptation, graph.stream, graph.output
     assert adaptation is not None
+    assert stream is not None
+    reads, (ids_at, table_at) = graph.tokens is not None, graph.tokens or (0, 0)
 
     def call(*args: Any) -> Any:
         check(args)
+        if reads and stream.saw(args[ids_at], args[table_at]):
+            stream.keep()
+        if stream.learned is not adaptation.learned:
+            _follow(graph, adaptation.enter(stream.learned))
         number = graph.calls + 1
         measure = output is not None and not graph.stale and adaptation.due()
         if not graph.ledger.due(number) and not measure:
             return run(*args)
         compare = _dense_first(graph, adaptation, run, args, parameters, number) if measure else None
-        before = graph.ledger.before(graph.gates)
+        gates = graph.gates  # more join them where this call compiles another specialisation
+        before = graph.ledger.before(gates)
         routed = run(*args)
         relevance = {} if graph.plan is None else graph.plan.relevance
-        graph.ledger.after(number, graph.gates, before, relevance)
-        if compare is not None:
+        graph.ledger.after(number, gates, before, relevance)
+        if compare is not None and _at_work(gates, before):
             compare(routed)
+            stream.keep()
         return routed
 
     return call
+
+
+def _at_work(gates: Sequence[Gate], before: Sequence[Sequence[int]]) -> bool:
+    """Whether a call asked any gate that is closed, or none is. One that did not, prefill, says nothing of them."""
+    closed = [(gate, old) for gate, old in zip(gates, before, strict=True) if float(gate.record[0]) >= 0]
+    return not closed or any(int(gate.counters[0]) > old[0] for gate, old in closed)
 
 
 def _dense_first(

@@ -48,14 +48,18 @@ class Domains:
         best = int(cosines.argmax())
         return self.known[best], float(cosines[best])
 
+    def near(self, context: Tensor) -> Domain | None:
+        """The domain that the context would join, None where it would found one. Nothing is moved."""
+        found = self.nearest(context)
+        return None if found is None or found[1] < CLOSE else found[0]
+
     def place(self, context: Tensor) -> tuple[Domain, bool]:
         """The domain of a context, and whether it was known before. Raises ValueError for one that is not finite."""
         if not bool(context.isfinite().all()):
             raise ValueError("a context that is not finite belongs to no domain")
         self.clock += 1
-        found = self.nearest(context)
-        if found is not None and found[1] >= CLOSE:
-            domain = found[0]
+        domain = self.near(context)
+        if domain is not None:
             domain.seen += 1
             step = max(1 / domain.seen, 1 / _WEIGHT)
             domain.mean = torch.nn.functional.normalize(domain.mean + step * (context - domain.mean), dim=0)

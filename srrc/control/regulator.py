@@ -14,6 +14,7 @@ first is at most `reach`. The last is at least -rate * ceiling, since at levels 
 It is conservative at first: the level starts at a quarter of the bound, and rises only as measurements allow.
 """
 
+import math
 from dataclasses import dataclass, field
 
 START = 0.25
@@ -38,17 +39,22 @@ class Regulator:
 
     bound: the mean drift to stay under, positive
     reach: the level at which the plan is what the budget asks for, and is never passed
+    level: where it starts, by default `START` bounds; `watching`: how many calls an alarm still lasts
     """
 
     bound: float
     reach: float
     rate: float = RATE
-    level: float = field(default=-1.0)
+    level: float = field(default=math.nan)
     watching: int = 0
 
     def __post_init__(self) -> None:
-        if self.level < 0:
+        if math.isnan(self.level):
             self.level = min(START * self.bound, self.reach)
+
+    def extend(self, reach: float) -> None:
+        """Give it another reach: another budget is asked for."""
+        self.reach, self.level = reach, min(self.level, reach)
 
     @property
     def ceiling(self) -> float:
@@ -57,7 +63,7 @@ class Regulator:
 
     def measured(self, drift: float) -> None:
         """Take in one measurement, nats a token; NaN and infinity count as the ceiling."""
-        counted = min(drift, self.ceiling) if drift == drift else self.ceiling  # noqa: PLR0124 (NaN)
+        counted = self.ceiling if math.isnan(drift) else min(drift, self.ceiling)
         self.level = min(self.reach, self.level + self.rate * (self.bound - max(counted, 0.0)))
         self.watching = ALARM_CALLS if counted > ALARM * self.bound else max(0, self.watching - 1)
 

@@ -6,6 +6,7 @@ direction decides alone, it tells kinds of text apart (`srrc/control/domains.py`
 enough for that, and needs nothing of the compiled graph.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from torch.nn import functional as F
 
 DIRECTIONS = 8
 """More tell no more: with 16, domains are purer and twice as many."""
+
+MEAN, PROJECTION = "context/mean", "context/projection"
+"""Names of a basis among a profile's vectors."""
 
 PIECE = 64
 """Tokens that are pooled together where the projection is fitted."""
@@ -29,6 +33,17 @@ class ContextBasis:
     def context(self, pooled: Tensor) -> Tensor:
         """A pooled embedding [K] as a context: float32 [D] of unit length; zeros where it is the mean itself."""
         return F.normalize(self.projection @ (pooled.float() - self.mean), dim=0)
+
+    def vectors(self) -> dict[str, Tensor]:
+        """As a profile keeps it."""
+        return {MEAN: self.mean, PROJECTION: self.projection}
+
+
+def kept_basis(vectors: Mapping[str, Tensor]) -> ContextBasis | None:
+    """The basis among a profile's vectors; None where it was made without one."""
+    if MEAN not in vectors or PROJECTION not in vectors:
+        return None
+    return ContextBasis(vectors[MEAN], vectors[PROJECTION])
 
 
 def context_basis(pooled: Tensor) -> ContextBasis:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from srrc.control.beliefs import Beliefs
+from srrc.control.history import Learned
 from srrc.control.paying import plan_that_pays
 from srrc.control.plan import Plan, Record
 from srrc.control.regulator import Regulator
@@ -41,6 +41,8 @@ class Trial:
 class Adaptation:
     """One graph's. Thread-safe.
 
+    key:        what plans of this graph are kept under: two graphs of one key have the same gates
+    learned:    what the history knows of the texts at hand; `enter` goes on with another
     profile:    of the graph's gates
     max_drift:  the bound, None where only the budget counts: then nothing is moved, drift is only watched
     feedback:   fraction of calls that are measured
@@ -49,6 +51,8 @@ class Adaptation:
 
     def __init__(
         self,
+        key: str,
+        learned: Learned,
         profile: Profile,
         max_drift: float | None,
         feedback: float,
@@ -56,27 +60,39 @@ class Adaptation:
         events: Events,
         seed: int = 0,
     ) -> None:
-        self.beliefs = Beliefs()
-        self.regulator: Regulator | None = None
+        self.learned = learned
+        self._key = key
         self._profile, self._max_drift, self._fraction = profile, max_drift, feedback
         self._break_even, self._events = break_even, events
         self._budget: float | None = None
-        self._plans: dict[int | None, Plan] = {}
         self._random = random.Random(seed)  # noqa: S311 (which calls are measured is no secret)
         self._lock = threading.Lock()
-        self._learned = 0
+
+    @property
+    def regulator(self) -> Regulator | None:
+        """What moves the level on the texts at hand; None where nothing does."""
+        return self.learned.regulators.get(self._max_drift) if self._max_drift and self._fraction else None
 
     def plan(self, budget: float | None) -> Plan:
         """The plan for a budget, at the level that the drift measured so far allows."""
         with self._lock:
-            self._budget, self._plans = budget, {}
-            if self._max_drift and self._fraction:
-                reach = REACH * self._max_drift
-                if budget is not None:
-                    reach = min(reach, self._make(None).drift)
-                level = -1.0 if self.regulator is None else self.regulator.level
-                self.regulator = Regulator(self._max_drift, reach, level=min(level, reach))
-            return self._current()
+            self._budget = budget
+            return self._enter()
+
+    def enter(self, learned: Learned) -> Plan:
+        """Go on with what was learned on other texts. Returns the plan for them."""
+        with self._lock:
+            self.learned = learned
+            return self._enter()
+
+    def _enter(self) -> Plan:
+        if self._max_drift and self._fraction:
+            reach = REACH * self._max_drift
+            if self._budget is not None:
+                reach = min(reach, self._at(None).drift)
+            regulators = self.learned.regulators
+            regulators.setdefault(self._max_drift, Regulator(self._max_drift, reach)).extend(reach)
+        return self._current()
 
     def due(self) -> bool:
         """Whether this call is measured: drawn by lot, so that nothing in the texts can dodge it."""
@@ -114,7 +130,7 @@ class Adaptation:
         if self._random.random() >= EXPLORE:
             return None
         with self._lock:
-            gate = self.beliefs.next(self._profile, plan)
+            gate = self.learned.beliefs.next(self._profile, plan)
         if gate is None:
             return None
         held, fraction = self._profile.gates[gate], plan.fractions[gate]
@@ -128,14 +144,14 @@ class Adaptation:
     def explored(self, call: int, trial: Trial, drift: float) -> Plan | None:
         """Take in what closing that gate alone drifted by. Returns a new plan now and then."""
         with self._lock:
-            self.beliefs.explored(trial.gate, trial.expected, drift)
-            self._learned += 1
-            factor = self.beliefs.factor(trial.gate)
+            self.learned.beliefs.explored(trial.gate, trial.expected, drift)
+            self.learned.explored += 1
+            factor = self.learned.beliefs.factor(trial.gate)
             text = f"{trial.gate} alone drifted by {drift:.3g} nats, its curve says {trial.expected:.3g}"
             self._events.add(call, "explored", text, drift=drift, expected=trial.expected, factor=factor)
-            if self._learned % LEARN:
+            if self.learned.explored % LEARN:
                 return None
-            self._plans = {}
+            self.learned.plans.clear()
             return self._current()
 
     def _rung(self) -> int | None:
@@ -150,13 +166,15 @@ class Adaptation:
         return max(_LOWEST, math.floor(_RUNGS * math.log2(level / bound)))
 
     def _current(self) -> Plan:
-        rung = self._rung()
-        if rung not in self._plans:
-            self._plans[rung] = self._make(rung)
-        return self._plans[rung]
+        return self._at(self._rung())
+
+    def _at(self, rung: int | None) -> Plan:
+        """The plan of a rung; of None, what the budget asks for, or the bound where nothing is measured."""
+        held = f"{self._key} budget={self._budget} bound={self._max_drift} feedback={self._fraction > 0} rung={rung}"
+        return self.learned.plan(held, lambda: self._make(rung))
 
     def _make(self, rung: int | None) -> Plan:
-        profile = self.beliefs.applied(self._profile)
+        profile = self.learned.beliefs.applied(self._profile)
         return plan_that_pays(profile, self._budget, self._allowed(rung), self._break_even())
 
     def _allowed(self, rung: int | None) -> float | None:

@@ -20,6 +20,7 @@ from srrc.runtime.feedback import Drift
 from srrc.runtime.gates import Gate, set_records
 from srrc.runtime.ledger import Ledger
 from srrc.runtime.specialisations import Specialisations
+from srrc.runtime.stream import Stream
 
 
 @dataclass(eq=False)
@@ -39,6 +40,8 @@ class CompiledGraph:
     output:     position of the output whose drift counts, and whether it is logits; None where there is none
     drift, ledger: what feedback measured, and what the gates decided, on sampled calls
     adaptation: how the plan follows what is measured, None where it has no gates; `events`: what changed, for people
+    stream:     the texts that pass through its model, None where it has no gates; `tokens`: positions of the arguments
+                that hold token ids and their embeddings
     break_even: gate id -> fraction that it must drop to save time here
     stale:      whether the weights have left the profile behind: the gates are open then, and stay so
     """
@@ -60,6 +63,8 @@ class CompiledGraph:
     output: tuple[int, bool] | None = None
     drift: Drift = field(default_factory=Drift)
     adaptation: Adaptation | None = None
+    stream: Stream | None = None
+    tokens: tuple[int, int] | None = None
     events: Events = field(default_factory=Events)
     ledger: Ledger = field(default_factory=Ledger)
     break_even: Mapping[str, float] = field(default_factory=dict)
@@ -89,6 +94,8 @@ class CompiledGraph:
             self.cache.reset_counts()
             self.drift = Drift()
             self.events.reset()
+            if self.stream is not None:
+                self.stream.history.reset_counts()
 
 
 _graphs: "weakref.WeakSet[CompiledGraph]" = weakref.WeakSet()

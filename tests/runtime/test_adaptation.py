@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from srrc.control.beliefs import LARGEST, Beliefs
+from srrc.control.history import Learned
 from srrc.profile import GateCost, GateProfile, Joint, Profile
 from srrc.runtime.adaptation import LEARN, REACH, Adaptation
 from srrc.runtime.events import Events
@@ -37,7 +38,7 @@ BOTH = profile([0.0, 0.004, 0.012, 0.03, 0.1], [0.0, 0.006, 0.02, 0.05, 0.2])
 def adaptation(
     max_drift: float | None = 0.02, feedback: float = 1.0, events: Events | None = None
 ) -> Adaptation:
-    return Adaptation(BOTH, max_drift, feedback, dict, events or Events())
+    return Adaptation("graph", Learned(), BOTH, max_drift, feedback, dict, events or Events())
 
 
 def test_it_begins_well_under_the_bound_and_grows_into_the_budget() -> None:
