@@ -79,7 +79,9 @@ def test_gates_are_explored_and_their_curves_corrected(optimist: Profile) -> Non
     told = srrc.stats(model)
     assert told["events"]["explored"] > CALLS / 10
     events = [event for event in srrc.explain(model).events if event.kind == "explored"]
-    assert max(event.numbers["factor"] for event in events) > 2  # fifty times what their curves say
+    numbers = [event.numbers for event in events]
+    assert max(each["drift"] / each["expected"] for each in numbers) > 3  # fifty times too little, in the mean
+    assert max(each["factor"] for each in numbers) > 1.3
     assert told["drift"]["bound"] is None
 
 
