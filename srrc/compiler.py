@@ -19,6 +19,7 @@ from srrc.backends.inductor import compile_region
 from srrc.dump import stage_writer, write_result
 from srrc.errors import OptionError, SrrError
 from srrc.gated_calls import Values, branch_calls, gated_calls
+from srrc.options import dense
 from srrc.passes.base import Pass
 from srrc.passes.capture import fake_mode_of, parameter_names, placeholders
 from srrc.passes.context import Context
@@ -39,11 +40,11 @@ from srrc.pathways.base import Pathway
 from srrc.pathways.channel import ChannelGroup
 from srrc.reasons import Reason, Refusal
 from srrc.routing import NO_PROFILE, budget_of, gate_source, guard_weights, listen, profile_of, route, watched
-from srrc.runtime.break_even import branch_break_even, break_even
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.costs import GraphCost, dense_cost
 from srrc.runtime.driver import Step, build_driver
 from srrc.runtime.fallback import fall_back
+from srrc.runtime.gate_times import branch_times, gate_times
 from srrc.runtime.gates import GateStore
 from srrc.runtime.release import release
 from srrc.runtime.specialisations import Signature
@@ -102,7 +103,7 @@ def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., An
     Fills `graph`. Raises whatever a pass or Inductor raises.
     """
     profile = profile_of(graph.options)
-    if profile is None and (budget_of(graph) or 1.0) < 1.0:
+    if profile is None and not dense(budget_of(graph)):
         raise OptionError(NO_PROFILE)
     weights = captured.living_weights()
     source = None if profile is None else gate_source(profile, captured.fqns, weights)
@@ -176,8 +177,8 @@ def _specialise(
     if context.gates:
         values = Values(gm, captured.living_weights(), sizes)
         branches = branch_calls(context.gates, values, [*zip(regions, compiled, strict=True)])
-        measured = break_even(gated_calls(context.gates, values)) | branch_break_even(branches, context.gates)
-        graph.break_even = {**graph.break_even, **measured}
+        measured = gate_times(gated_calls(context.gates, values)) | branch_times(branches, context.gates)
+        graph.times = {**graph.times, **measured}
     release(())  # compiling leaves as much in the allocator's arenas as a small model weighs
     return driver.run
 

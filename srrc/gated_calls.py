@@ -13,8 +13,8 @@ from torch.utils._pytree import tree_leaves
 from srrc.ops.gated_region import gated_region
 from srrc.passes.partition import Region
 from srrc.passes.rows import size_of
-from srrc.runtime.break_even import BranchCall, GatedCall, random_input
 from srrc.runtime.driver import runs
+from srrc.runtime.gate_times import BranchCall, GatedCall, random_input
 from srrc.runtime.gates import OPEN, Gate
 
 _LAYER_GATE = torch.ops.srr.layer_gate.default

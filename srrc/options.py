@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,25 @@ FEEDBACK = 0.01
 
 
 @dataclass(frozen=True)
+class Latency:
+    """A budget in time: seconds that one call may take while decoding. Written "9 ms" or "0.5 s"."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{1e3 * self.seconds:g} ms"
+
+
+Budget = float | Latency
+"""A fraction of the dense cost, or a time."""
+
+
+@dataclass(frozen=True)
 class Options:
     """What a user may ask of the backend.
 
-    budget: fraction of the dense cost that may be spent, in (0, 1]. None or 1.0 is exact.
+    budget: fraction of the dense cost that may be spent, in (0, 1], or a time a call may take, "9 ms". None or 1.0 is
+        exact.
     max_drift: largest tolerated mean KL(dense, routed) in nats a token; it wins over `budget`.
     profile: a `srrc.Profile`, or the path of one; needed for any budget under 1.
     levels: which kinds of pathway may be gated, a subset of `LEVELS`.
@@ -32,7 +48,7 @@ class Options:
     dump_dir: folder that receives each stage of the graph, the plan, and a reproducer on failure.
     """
 
-    budget: float | None = None
+    budget: Budget | None = None
     max_drift: float | None = None
     profile: object = None
     levels: frozenset[str] = LEVELS
@@ -45,7 +61,12 @@ class Options:
     @property
     def exact(self) -> bool:
         """True where nothing but provably null work may be skipped."""
-        return self.max_drift is None and (self.budget is None or self.budget == 1.0)
+        return self.max_drift is None and dense(self.budget)
+
+
+def dense(budget: Budget | None) -> bool:
+    """Whether a budget lets everything be computed."""
+    return budget is None or budget == 1.0
 
 
 def parse_options(given: Mapping[str, object] | None) -> Options:
@@ -80,12 +101,40 @@ def parse_options(given: Mapping[str, object] | None) -> Options:
     return options
 
 
-def check_budget(value: object) -> float | None:
-    """Return `value` as a budget: None, or a fraction in (0, 1]. Raises OptionError otherwise."""
+def check_budget(value: object) -> Budget | None:
+    """Return `value` as a budget: None, a fraction in (0, 1], or from a text such as "9 ms" a `Latency`.
+
+    Raises OptionError otherwise.
+    """
+    if isinstance(value, Latency):
+        return value
+    if isinstance(value, str):
+        return _latency(value)
     budget = _number("budget", value, low=0.0, high=1.0)
     if budget == 0.0:
         raise OptionError("budget=0 would compute nothing; give a fraction of the dense cost in (0, 1]")
     return budget
+
+
+def check_fraction(value: object) -> float | None:
+    """Return `value` as a budget that is no time. Raises OptionError otherwise."""
+    budget = check_budget(value)
+    if isinstance(budget, Latency):
+        raise OptionError(f"budget={value!r} is a time; give a fraction of the dense cost in (0, 1]")
+    return budget
+
+
+def _latency(text: str) -> Latency:
+    found = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*(us|ms|s)\s*", text, re.ASCII)
+    try:
+        seconds = float(found[1]) * {"us": 1e-6, "ms": 1e-3, "s": 1.0}[found[2]] if found else 0.0
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < math.inf:
+        raise OptionError(
+            f"budget={text!r} is neither a fraction nor a time; give a number in (0, 1], or a time such as '9 ms'"
+        )
+    return Latency(seconds)
 
 
 def check_context(value: object) -> str:

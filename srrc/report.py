@@ -11,7 +11,7 @@ import torch
 
 from srrc.control.regulator import CEILING
 from srrc.errors import ModelError, OptionError, SrrWarning
-from srrc.options import check_budget, check_context
+from srrc.options import check_budget, check_context, dense
 from srrc.pathways.base import Pathway
 from srrc.reasons import Reason, Refusal
 from srrc.routing import NO_PROFILE
@@ -49,9 +49,10 @@ def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
     Keys: calls, flops_dense, flops_executed, bytes_dense, bytes_executed (cumulative, from the gates' counters,
     deciding included; bytes are of weights and activations), gates (id -> taken, offered, guards_failed),
     guards_failed, fallbacks (reason -> count), cache (hits, misses, evictions), drift (last, mean, samples, low and
-    high of a 95% interval, predicted, bound, level: what the plan may drift by now), history (context, domains found
-    in it, hits, misses and hit_rate of requests, evictions, seconds_saved: what making the plans that were found had
-    taken), events (kind -> count).
+    high of a 95% interval, predicted, bound, level: what the plan may drift by now), latency (asked: seconds of a
+    call, median: of the latest calls, fraction: of the dense cost, late: whether that is out of reach; None without a
+    budget in time), history (context, domains found in it, hits, misses and hit_rate of requests, evictions,
+    seconds_saved: what making the plans that were found had taken), events (kind -> count).
     With `reset` the counters start anew after they are read.
     """
     graphs = compiled_graphs(compiled)
@@ -73,6 +74,7 @@ def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
         "fallbacks": dict(fallbacks),
         "cache": _cache_counts(graphs),
         "drift": _drift(graphs),
+        "latency": _latency(graphs),
         "history": told([graph.stream for graph in graphs if graph.stream is not None]),
         "events": dict(sum((Counter(graph.events.counts()) for graph in graphs), Counter())),
     }
@@ -83,8 +85,8 @@ def stats(compiled: object, *, reset: bool = False) -> dict[str, Any]:
     return result
 
 
-def set_budget(compiled: object, budget: float) -> None:
-    """Move a compiled model to another budget, a fraction of its dense cost in (0, 1]. Recompiles nothing.
+def set_budget(compiled: object, budget: float | str) -> None:
+    """Move a compiled model to another budget, a fraction of its dense cost in (0, 1] or a time. Recompiles nothing.
 
     Graphs that are compiled later, when the model is first called or called in a new way, follow it too.
     Raises OptionError for a budget out of range, and for a model that is not compiled, or without a profile;
@@ -101,7 +103,7 @@ def set_budget(compiled: object, budget: float) -> None:
             "this model is not compiled; call model.compile(backend='srr', options={...}) first"
         )
     gated = [graph for graph in graphs if graph.replan is not None]
-    if graphs and not gated and value < 1.0 and all(graph.options.profile is None for graph in graphs):
+    if graphs and not gated and not dense(value) and all(graph.options.profile is None for graph in graphs):
         raise OptionError(NO_PROFILE)
     ask(held, value, graphs[-1].options if graphs else None)
     for graph in gated:
@@ -269,6 +271,15 @@ def _drift(graphs: Sequence[CompiledGraph]) -> dict[str, float | int | None]:
         "bound": min((g.options.max_drift for g in graphs if g.options.max_drift is not None), default=None),
         "level": max(levels, default=None),
     }
+
+
+def _latency(graphs: Sequence[CompiledGraph]) -> dict[str, float | bool | None] | None:
+    """Of the graph that was compiled last of those that keep a time."""
+    paces = [graph.adaptation.pace for graph in graphs if graph.adaptation is not None]
+    pace = next((pace for pace in reversed(paces) if pace is not None), None)
+    if pace is None:
+        return None
+    return {"asked": pace.target, "median": pace.median, "fraction": pace.fraction, "late": pace.late}
 
 
 def _ceiling(graph: CompiledGraph) -> float:

@@ -6,6 +6,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from srrc.control.plan import Plan
 from srrc.errors import OptionError, ProfileError
 from srrc.fuel import fuel
-from srrc.options import Options
+from srrc.options import Budget, Options
 from srrc.passes.gating.source import GateSource
 from srrc.profile import Profile
 from srrc.reasons import Reason, Refusal
@@ -24,6 +25,7 @@ from srrc.runtime.fallback import fall_back
 from srrc.runtime.feedback import answer, drift_between
 from srrc.runtime.gates import Gate, set_records
 from srrc.runtime.histories import stream_of
+from srrc.runtime.stream import FEW
 from srrc.runtime.watch import WeightWatch
 
 NO_PROFILE = "this model was compiled without a profile; compile it with options={'profile': ...}"
@@ -66,7 +68,7 @@ def route(graph: CompiledGraph, profile: Profile, tokens: tuple[int, int] | None
         profile,
         options.max_drift,
         feedback,
-        lambda: dict(graph.break_even),
+        lambda: graph.times,
         graph.events,
         seed=graph.serial,
     )
@@ -98,7 +100,7 @@ def _follow(graph: CompiledGraph, plan: Plan | None) -> None:
         set_records(graph.gates, {} if graph.stale else plan.thresholds)
 
 
-def budget_of(graph: CompiledGraph) -> float | None:
+def budget_of(graph: CompiledGraph) -> Budget | None:
     """The budget that `set_budget` asked for before `graph` was compiled; None where it did not."""
     return asked_budget(_alive(graph), graph.options)
 
@@ -164,7 +166,12 @@ def watched(
         number = graph.calls + 1
         measure = output is not None and not graph.stale and adaptation.due()
         if not graph.ledger.due(number) and not measure:
-            return run(*args)
+            if adaptation.pace is None or (reads and args[ids_at].shape[-1] >= FEW):
+                return run(*args)
+            started = perf_counter()
+            routed = run(*args)
+            _follow(graph, adaptation.took(number, perf_counter() - started))
+            return routed
         compare = _dense_first(graph, adaptation, run, args, parameters, number) if measure else None
         gates = graph.gates  # more join them where this call compiles another specialisation
         before = graph.ledger.before(gates)

@@ -76,7 +76,7 @@ def test_generate_json_is_one_value_with_no_drift_from_itself(tiny_llama: str) -
         (("--budget", "0"), "budget=0"),
         (("--budget", "-1"), "budget=-1"),
         (("--budget", "nan"), "budget=nan"),
-        (("--budget", "half"), "budget='half' is not a number"),
+        (("--budget", "half"), "budget='half' is neither"),
         (("--max-drift", "-0.1"), "max_drift=-0.1"),
         (("--budget", "0.5"), "profile"),
         (("--budget", "0.5", "--profile", "missing.srr"), "no profile at missing.srr"),

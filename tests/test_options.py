@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from srrc.errors import OptionError
-from srrc.options import LEVELS, Options, check_budget, parse_options
+from srrc.options import LEVELS, Latency, Options, check_budget, check_fraction, parse_options
 
 PROFILE = "somewhere.srr"
 
@@ -38,7 +38,36 @@ def test_a_budget_is_a_fraction_or_an_error(value: object) -> None:
         budget = check_budget(value)
     except OptionError:
         return
-    assert budget is None or 0.0 < budget <= 1.0
+    assert budget is None or (budget.seconds > 0.0 if isinstance(budget, Latency) else 0.0 < budget <= 1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("9 ms", 9e-3), ("0.5s", 0.5), (" 800us ", 8e-4), ("1e1 ms", 1e-2)]
+)
+def test_a_budget_may_be_a_time(text: str, seconds: float) -> None:
+    budget = check_budget(text)
+    assert isinstance(budget, Latency)
+    assert budget.seconds == pytest.approx(seconds)
+    assert not parse_options({"budget": text, "profile": PROFILE}).exact
+    with pytest.raises(OptionError, match="is a time"):
+        check_fraction(text)
+
+
+@pytest.mark.parametrize("text", ["0 ms", "-1 ms", "ms", "9", "9 minutes", "..1 ms", "nan ms", "1e999 s", ""])
+def test_a_budget_that_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(OptionError, match="neither a fraction nor a time"):
+        check_budget(text)
+
+
+@pytest.mark.parametrize(("name", "value"), [("context", 3), ("context", None), ("history", 4)])
+def test_contexts_are_names_and_histories_files(name: str, value: object) -> None:
+    with pytest.raises(OptionError, match=f"{name}="):
+        parse_options({name: value, "profile": PROFILE})
+
+
+def test_a_history_needs_a_profile() -> None:
+    with pytest.raises(OptionError, match="history needs"):
+        parse_options({"history": "history.srr"})
 
 
 @pytest.mark.parametrize(

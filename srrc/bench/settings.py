@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from srrc.errors import OptionError
-from srrc.options import check_budget
+from srrc.options import check_fraction
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5)
 
@@ -61,7 +61,7 @@ class Settings:
                 f"threads={self.threads} on {cores} cores measures the scheduler; give at most {cores}"
             )
         for budget in self.budgets:
-            check_budget(budget)
+            check_fraction(budget)
         if self.profile is not None and not self.profile.is_file():
             raise OptionError(f"no profile at {self.profile}; make one with `srrc calibrate`")
         return replace(
@@ -90,7 +90,7 @@ def parse_budgets(text: str) -> tuple[float, ...]:
             number = float(part)
         except ValueError:
             raise OptionError(f"budgets={text!r}: {part.strip()!r} is not a number") from None
-        budget = check_budget(number)
+        budget = check_fraction(number)
         assert budget is not None
         found.append(budget)
     return tuple(found)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from srrc.backends.onnx.export import OPSET
 from srrc.backends.onnx.quantise import BITS
 from srrc.errors import OptionError
-from srrc.options import LEVELS, check_budget, parse_options
+from srrc.options import LEVELS, check_fraction, parse_options
 
 OPSETS = (OPSET,)
 """Opsets that can be written: the one in which attention and norms are single operators."""
@@ -55,7 +55,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Raises OptionError for what cannot be."""
         for budget in (self.budget, *self.variants):
-            check_budget(budget)
+            check_fraction(budget)
         options: Mapping[str, object] = {"max_drift": self.max_drift, "profile": "unread"}
         parse_options(options)
         if self.opset not in OPSETS:

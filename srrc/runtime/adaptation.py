@@ -3,13 +3,16 @@
 import math
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from srrc.control.gate_time import GateTime
 from srrc.control.history import Learned
+from srrc.control.pace import Pace
 from srrc.control.paying import plan_that_pays
 from srrc.control.plan import Plan, Record
 from srrc.control.regulator import Regulator
+from srrc.options import Budget, Latency
 from srrc.profile import Profile
 from srrc.runtime.events import Events
 
@@ -46,7 +49,7 @@ class Adaptation:
     profile:    of the graph's gates
     max_drift:  the bound, None where only the budget counts: then nothing is moved, drift is only watched
     feedback:   fraction of calls that are measured
-    break_even: asked for at each plan, since gates are timed after the graph has compiled
+    times:      of the graph's gates; asked for at each plan, since they are timed after the graph has compiled
     """
 
     def __init__(
@@ -56,14 +59,15 @@ class Adaptation:
         profile: Profile,
         max_drift: float | None,
         feedback: float,
-        break_even: Callable[[], dict[str, float]],
+        times: Callable[[], Mapping[str, GateTime]],
         events: Events,
         seed: int = 0,
     ) -> None:
         self.learned = learned
         self._key = key
         self._profile, self._max_drift, self._fraction = profile, max_drift, feedback
-        self._break_even, self._events = break_even, events
+        self._times, self._events = times, events
+        self.pace: Pace | None = None
         self._budget: float | None = None
         self._random = random.Random(seed)  # noqa: S311 (which calls are measured is no secret)
         self._lock = threading.Lock()
@@ -73,11 +77,35 @@ class Adaptation:
         """What moves the level on the texts at hand; None where nothing does."""
         return self.learned.regulators.get(self._max_drift) if self._max_drift and self._fraction else None
 
-    def plan(self, budget: float | None) -> Plan:
-        """The plan for a budget, at the level that the drift measured so far allows."""
+    def plan(self, budget: Budget | None) -> Plan:
+        """The plan for a budget, at the level that the drift measured so far allows. For a time it begins dense."""
         with self._lock:
-            self._budget = budget
+            if isinstance(budget, Latency):
+                self.pace = Pace(budget.seconds)
+                self._budget = self.pace.fraction
+            else:
+                self.pace, self._budget = None, budget
             return self._enter()
+
+    def took(self, call: int, seconds: float) -> Plan | None:
+        """Take in the time of a call that decodes. Returns the plan to follow from now on, None where it stays."""
+        if self.pace is None:
+            return None
+        with self._lock:
+            if not self.pace.took(seconds, self._saves):
+                return None
+            self._budget = self.pace.fraction
+            plan = self._enter()
+        taken, asked = self.pace.median or 0.0, self.pace.target
+        text = f"calls took {1e3 * taken:.3g} ms, asked {1e3 * asked:.3g}: the budget is {self._budget:g} now"
+        self._events.add(call, "pace", text, seconds=taken, asked=asked, budget=self._budget)
+        return plan
+
+    def _saves(self, fraction: float) -> float:
+        """Seconds of a call that the plan of a budget saves, by the times of its gates."""
+        times = self._times()
+        dropped = self._at(None, fraction).fractions
+        return sum(times[gate].saved(part) for gate, part in dropped.items() if gate in times)
 
     def enter(self, learned: Learned) -> Plan:
         """Go on with what was learned on other texts. Returns the plan for them."""
@@ -168,14 +196,18 @@ class Adaptation:
     def _current(self) -> Plan:
         return self._at(self._rung())
 
-    def _at(self, rung: int | None) -> Plan:
+    def _at(self, rung: int | None, budget: float | None = None) -> Plan:
         """The plan of a rung; of None, what the budget asks for, or the bound where nothing is measured."""
-        held = f"{self._key} budget={self._budget} bound={self._max_drift} feedback={self._fraction > 0} rung={rung}"
-        return self.learned.plan(held, lambda: self._make(rung))
+        budget = self._budget if budget is None else budget
+        held = (
+            f"{self._key} budget={budget} bound={self._max_drift} feedback={self._fraction > 0} rung={rung}"
+        )
+        return self.learned.plan(held, lambda: self._make(rung, budget))
 
-    def _make(self, rung: int | None) -> Plan:
+    def _make(self, rung: int | None, budget: float | None) -> Plan:
         profile = self.learned.beliefs.applied(self._profile)
-        return plan_that_pays(profile, self._budget, self._allowed(rung), self._break_even())
+        break_even = {gate: time.break_even for gate, time in self._times().items()}
+        return plan_that_pays(profile, budget, self._allowed(rung), break_even)
 
     def _allowed(self, rung: int | None) -> float | None:
         """The drift that a plan may be predicted to have on a rung."""

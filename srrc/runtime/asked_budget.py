@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from srrc.options import Options
+from srrc.options import Budget, Options
 
 
 @dataclass
 class _Asked:
-    budget: float
+    budget: Budget
     options: Options | None
 
 
@@ -23,7 +23,7 @@ _lock = threading.Lock()
 _asked = WeakTensorKeyDictionary()
 
 
-def ask(parameters: Iterable[torch.Tensor], budget: float, options: Options | None) -> None:
+def ask(parameters: Iterable[torch.Tensor], budget: Budget, options: Options | None) -> None:
     """Remember `budget` for the model that has `parameters`.
 
     options: those that its graphs were compiled with, None where none is yet: then those of the first one
@@ -34,7 +34,7 @@ def ask(parameters: Iterable[torch.Tensor], budget: float, options: Options | No
             _asked[parameter] = asked
 
 
-def asked_budget(parameters: Sequence[torch.Tensor], options: Options) -> float | None:
+def asked_budget(parameters: Sequence[torch.Tensor], options: Options) -> Budget | None:
     """The budget asked for, for a graph over `parameters`; None where none was.
 
     Compiling with other options is a fresh start.

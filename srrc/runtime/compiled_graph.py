@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+from srrc.control.gate_time import GateTime
 from srrc.control.plan import Plan
-from srrc.options import Options
+from srrc.options import Budget, Options
 from srrc.pathways.base import Pathway
 from srrc.reasons import Refusal
 from srrc.runtime.adaptation import Adaptation
@@ -42,7 +43,7 @@ class CompiledGraph:
     adaptation: how the plan follows what is measured, None where it has no gates; `events`: what changed, for people
     stream:     the texts that pass through its model, None where it has no gates; `tokens`: positions of the arguments
                 that hold token ids and their embeddings
-    break_even: gate id -> fraction that it must drop to save time here
+    times:      gate id -> what it takes and saves on this machine
     stale:      whether the weights have left the profile behind: the gates are open then, and stay so
     """
 
@@ -58,7 +59,7 @@ class CompiledGraph:
     source: str = ""
     cache: Specialisations = field(default_factory=Specialisations)
     plan: Plan | None = None
-    replan: Callable[[float | None], Plan] | None = None
+    replan: Callable[[Budget | None], Plan] | None = None
     stale: bool = False
     output: tuple[int, bool] | None = None
     drift: Drift = field(default_factory=Drift)
@@ -67,7 +68,7 @@ class CompiledGraph:
     tokens: tuple[int, int] | None = None
     events: Events = field(default_factory=Events)
     ledger: Ledger = field(default_factory=Ledger)
-    break_even: Mapping[str, float] = field(default_factory=dict)
+    times: Mapping[str, GateTime] = field(default_factory=dict)
     calls: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 

@@ -40,7 +40,7 @@ def optimist(letters: Any) -> Profile:
 @pytest.fixture(autouse=True)
 def every_gate_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """On so small a model none would save time."""
-    monkeypatch.setattr("srrc.compiler.break_even", lambda calls: {})
+    monkeypatch.setattr("srrc.compiler.gate_times", lambda calls: {})
 
 
 def texts() -> list[Tensor]:
@@ -80,7 +80,9 @@ def test_gates_are_explored_and_their_curves_corrected(optimist: Profile) -> Non
     assert told["events"]["explored"] > CALLS / 10
     events = [event for event in srrc.explain(model).events if event.kind == "explored"]
     numbers = [event.numbers for event in events]
-    assert max(each["drift"] / each["expected"] for each in numbers) > 3  # fifty times too little, in the mean
+    assert (
+        max(each["drift"] / each["expected"] for each in numbers) > 3
+    )  # fifty times too little, in the mean
     assert max(each["factor"] for each in numbers) > 1.3
     assert told["drift"]["bound"] is None
 

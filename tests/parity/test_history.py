@@ -49,7 +49,7 @@ def profile(letters: Any) -> Profile:
 @pytest.fixture(autouse=True)
 def every_gate_pays(monkeypatch: pytest.MonkeyPatch) -> None:
     """On so small a model none would save time."""
-    monkeypatch.setattr("srrc.compiler.break_even", lambda calls: {})
+    monkeypatch.setattr("srrc.compiler.gate_times", lambda calls: {})
 
 
 def answer(model: nn.Module, ids: Tensor, steps: int = 4) -> None:
@@ -134,7 +134,7 @@ _SERVE = """
 import sys, torch, srrc
 from srrc.models_zoo import families
 import srrc.compiler
-srrc.compiler.break_even = lambda calls: {}
+srrc.compiler.gate_times = lambda calls: {}
 model = families.tiny("llama").model
 with torch.no_grad():
     for parameter in model.parameters():

@@ -169,7 +169,7 @@ def test_the_gates_are_explained_and_move_with_the_budget(llama: Model) -> None:
     rows = [row for row in srrc.explain(llama.model).rows if row.kind == "residual"]
     assert any("gated over" in row.decision or "measured slower" in row.decision for row in rows)
     for gate in graph.gates:
-        assert 0 < graph.break_even[gate.id] <= 1
+        assert 0 < graph.times[gate.id].break_even <= 1
     srrc.set_budget(llama.model, 1.0)
     assert all(gate.record[0] < 0 for gate in graph.gates)
     torch.testing.assert_close(llama.decode(llama.model)[0], llama.decode(llama.eager)[0])
@@ -181,7 +181,7 @@ def test_gates_inside_of_a_gated_branch_are_kept_and_measured() -> None:
     model = Model("llama", [MLP.format(0)], inner)
     torch.testing.assert_close(model.decode(model.model)[0], model.decode(model.eager)[0])
     graph = compiled_graphs(model.model)[-1]
-    assert {*inner, f"residual:{MLP.format(0)}"} <= set(graph.break_even)
+    assert {*inner, f"residual:{MLP.format(0)}"} <= set(graph.times)
     down = next(gate for gate in graph.gates if gate.id == inner[1])
     counted = int(down.counters[0])
     assert counted > 0

@@ -1,4 +1,4 @@
-"""Where a gate begins to pay on this machine: measured on its own op, its own weights, before it is trusted.
+"""What each gate takes and saves on this machine: measured on its own op, its own weights, before it is trusted.
 
 A gate is never slower for nothing: deciding costs time, and skipping must save more. For each gate the op is timed
 open, and with thresholds that drop nothing, a quarter and a half; the line from point to point tells from which
@@ -6,15 +6,15 @@ fraction on it beats the open op. A plan that asks for less leaves the gate open
 flatter what lies between: rows are read with gaps between them, which memory serves worse than a stream.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import median
 from time import perf_counter
 from typing import TypeVar
 
 import torch
 
+from srrc.control.gate_time import MASKED, GateTime
 from srrc.runtime.gates import OPEN, Gate
 
 K = TypeVar("K")
@@ -25,9 +25,6 @@ quickest counts: on a busy machine the others tell of the machine."""
 
 FRACTIONS = (0.0, 0.25, 0.5)
 """Of units dropped, at which a gate is timed."""
-
-NEVER = 1.0
-"""A break-even fraction that no plan reaches: the gate stays open."""
 
 
 @dataclass(frozen=True)
@@ -54,11 +51,11 @@ class BranchCall:
     shape: str = ""
 
 
-def branch_break_even(
+def branch_times(
     calls: Sequence[BranchCall], gates: Sequence[Gate] = (), clock: Callable[[], float] = perf_counter
-) -> dict[str, float]:
-    """Gate id -> the fraction of tokens that must skip the branch before its gate saves time: deciding, which each
-    token pays, over running the region, which the skipped ones do not.
+) -> dict[str, GateTime]:
+    """Gate id -> times by the fraction of tokens that skip the branch: deciding, which each token pays, and running the
+    region, which the skipped ones do not.
 
     gates: those of the graph. One on a branch that has no region, and so runs all the same, never pays.
     """
@@ -71,19 +68,17 @@ def branch_break_even(
                 act()
                 seen[setting].append(clock() - started)
     found = _pooled([call.shape for call in calls], times)
-    masked = {gate.id: NEVER for gate in gates if gate.id.startswith("residual:")}
-    return masked | {call.gate.id: _share(*found[call.shape]) ** (1 / call.gate.rows) for call in calls}
+    masked = {gate.id: MASKED for gate in gates if gate.id.startswith("residual:")}
+    for call in calls:
+        deciding, running = found[call.shape]
+        dropping = ((0.0, running + deciding), (1.0, deciding))
+        masked[call.gate.id] = GateTime(running, dropping, call.gate.rows)
+    return masked
 
 
-def _share(deciding: float, running: float) -> float:
-    return min(NEVER, deciding / running) if running > 0 else NEVER
+def gate_times(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_counter) -> dict[str, GateTime]:
+    """Gate id -> times by the fraction of units that are dropped. Counters end where they were.
 
-
-def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_counter) -> dict[str, float]:
-    """Gate id -> the fraction of units that must be dropped before the gate saves time. Counters end where they were.
-
-    Rows that are computed together only save what all of them drop. The fraction is a row's own, for rows that agree by
-    chance alone.
     Costs `ROUNDS` times four runs of each op, and some thirty to find thresholds: about a second for 60 ops of 0.3 ms.
     """
     pairs = [(call, gate) for call in calls for gate in call.gates if gate.flops > 0]
@@ -110,11 +105,11 @@ def break_even(calls: Sequence[GatedCall], clock: Callable[[], float] = perf_cou
             gate.record.copy_(record)
             gate.counters.copy_(counters)
     pooled = _pooled([(call.shape, _row(call, gate)) for call, gate in pairs], times)
-    crossings = {
-        key: crossing(opened, dict(zip(FRACTIONS, dropping, strict=True)))
-        for key, (opened, *dropping) in pooled.items()
-    }
-    return {gate.id: crossings[call.shape, _row(call, gate)] ** (1 / gate.rows) for call, gate in pairs}
+    found = {}
+    for call, gate in pairs:
+        opened, *dropping = pooled[call.shape, _row(call, gate)]
+        found[gate.id] = GateTime(opened, tuple(zip(FRACTIONS, dropping, strict=True)), gate.rows)
+    return found
 
 
 def _pooled(keys: Sequence[K], times: Sequence[Sequence[Sequence[float]]]) -> dict[K, list[float]]:
@@ -123,20 +118,6 @@ def _pooled(keys: Sequence[K], times: Sequence[Sequence[Sequence[float]]]) -> di
     for key, seen in zip(keys, times, strict=True):
         pools.setdefault(key, []).append([min(setting) for setting in seen])
     return {key: [median(setting) for setting in zip(*pool, strict=True)] for key, pool in pools.items()}
-
-
-def crossing(opened: float, dropping: Mapping[float, float]) -> float:
-    """The dropped fraction from which on the op takes less than `opened` seconds.
-
-    dropping: fraction -> seconds, by rising fraction; straight lines between, and the last one goes on
-    """
-    points = [*dropping.items()]
-    for (low, before), (high, after) in reversed([*pairwise(points)]):
-        if before > opened or ((high, after) == points[-1] and after > opened):
-            if after >= before:
-                return NEVER
-            return min(NEVER, low + (high - low) * (before - opened) / (before - after))
-    return 0.0
 
 
 def _row(call: GatedCall, gate: Gate) -> int:
