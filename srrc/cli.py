@@ -181,6 +181,10 @@ def bench(
     cold: Annotated[
         bool, typer.Option(help="time compilation, from empty caches and again from full ones")
     ] = True,
+    quality: Annotated[
+        bool, typer.Option(help="judge by kinds of text and of requests, and time nothing")
+    ] = False,
+    tasks: Annotated[int, typer.Option(help="requests of each kind, with --quality")] = 40,
     quick: Annotated[bool, typer.Option(help="a smoke run: everything once, and little of it")] = False,
 ) -> None:
     """Measure eager, inductor, and srr exact and at budgets, against each other."""
@@ -202,6 +206,9 @@ def bench(
         profile=profile,
     )
     kinds = None if variants is None else [kind.strip() for kind in variants.split(",")]
+    if quality:
+        settings = settings.judging(tasks)
+        kinds = kinds or ["eager", *(["routed", "random"] if profile else ["srr"])]
     for path in (json_path, plot_path):
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ from typing import Any
 from srrc.bench.lineup import Lineup
 from srrc.bench.plan import plan_for
 from srrc.bench.samples import Samples
+from srrc.bench.scenarios import SCENARIOS, Scenario
 from srrc.bench.settings import Settings
 from srrc.bench.variants import Variant
 from srrc.bench.workload import Workload
@@ -41,11 +42,15 @@ class Run:
         self._spread(samples, "loaded", self.lineup.ask_all("load", **self._load_arguments()))
         # One after another: they would take each other's processor, and their times count.
         self._spread(samples, "compiled", {name: self._compile(name, "") for name in self.lineup.names})
-        self._warm_up()
-        self._speed(samples)
-        yield samples
+        if not self.settings.tasks:
+            self._warm_up()
+            self._speed(samples)
+            yield samples
         for domain, windows in self.workload.windows.items():
             self._read(samples, domain, windows)
+            yield samples
+        for scenario in SCENARIOS if self.settings.tasks else ():
+            self._write(samples, scenario)
             yield samples
         self._spread(samples, "finished", self.lineup.ask_all("finish"))
         yield samples
@@ -131,6 +136,14 @@ class Run:
             )
             if read is not None:
                 samples[variant.name].reads[domain] = read
+
+    def _write(self, samples: dict[str, Samples], scenario: Scenario) -> None:
+        tasks = [asdict(task) for task in scenario.tasks(self.settings.tasks)]
+        for variant in self.variants:
+            self.say(f"{variant.name}: {scenario.name}")
+            written = self._ask(variant, "write", tasks=tasks)
+            if written is not None:
+                samples[variant.name].written[scenario.name] = written
 
 
 def _rotated(variants: Sequence[Variant], turn: int) -> list[Variant]:

@@ -7,6 +7,7 @@ from typing import Any
 from srrc.bench.machine import describe_machine
 from srrc.bench.quality import quality
 from srrc.bench.samples import Samples
+from srrc.bench.scores import agreed, scores
 from srrc.bench.settings import Settings
 from srrc.bench.statistics import ratios, spread
 from srrc.bench.variants import BASELINES, Variant
@@ -53,6 +54,7 @@ def _row(variant: Variant, samples: Mapping[str, Samples], settings: Settings) -
         "compile_cold_s": _compile_seconds(mine.compiled) if timed else None,
         "compile_warm_s": _compile_seconds(mine.warm) if timed else None,
         **quality(mine.reads, eager.reads if eager else None),
+        "scenarios": scores(mine.written, eager.written if eager else {}, settings.tasks),
         "greedy": _greedy(mine, eager),
         "fallbacks": mine.finished.get("fallbacks", {}),
         "recompiled_while_measuring": (mine.finished or mine.compiled).get("graphs", 0)
@@ -121,20 +123,13 @@ def _greedy(mine: Samples, eager: Samples | None) -> dict[str, Any] | None:
     if not shared or eager is None:
         return None
     pairs = [(mine.tokens[key], eager.tokens[key]) for key in shared]
-    agreed = [_agreed(one, other) for one, other in pairs]
+    common = [agreed(one, other) for one, other in pairs]
     return {
         "prompts": len(pairs),
         "prompts_equal": sum(one == other for one, other in pairs),
         "tokens": sum(len(other) for _, other in pairs),
-        "tokens_before_first_difference": sum(agreed),
+        "tokens_before_first_difference": sum(common),
     }
-
-
-def _agreed(one: Sequence[int], other: Sequence[int]) -> int:
-    """Length of the common beginning."""
-    return next(
-        (at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other))
-    )
 
 
 def _plain(value: Any) -> Any:

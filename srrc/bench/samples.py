@@ -11,7 +11,7 @@ class Samples:
 
     loaded, compiled, finished: what the worker said at those points; `warm` is `compiled` of a second process
     prefill_work, decode_work: what srrc counted, summed
-    reads: by domain, what `srrc.bench.reading.Read` holds
+    reads: by domain, what `srrc.bench.reading.Read` holds; written: by scenario, what `Session.write` gave
     """
 
     loaded: dict[str, Any] = field(default_factory=dict)
@@ -24,6 +24,7 @@ class Samples:
     prefill_work: Counter[str] = field(default_factory=Counter)
     decode_work: Counter[str] = field(default_factory=Counter)
     reads: dict[str, dict[str, Any]] = field(default_factory=dict)
+    written: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def decode_steps(self) -> int:

@@ -7,7 +7,7 @@ contents of the one cache: a second cache would be compiled for anew.
 import inspect
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,9 @@ class Session:
     def __init__(self, model: str, dtype: str, cache_length: int, batch: int = 1) -> None:
         from transformers import StaticCache
 
-        self.model, _ = models_zoo.load(model, dtype=getattr(torch, dtype))
+        self.model, self._tokenizer = models_zoo.load(model, dtype=getattr(torch, dtype))
         self._cache: Any = StaticCache(config=self.model.config, max_cache_len=cache_length)
-        self._batch = batch
+        self._batch, self._length = batch, cache_length
         self.fallbacks: Counter[str] = Counter()
         self._backend = "eager"
         self._budget: float | None = None
@@ -141,6 +141,45 @@ class Session:
         self._work()
         return made
 
+    def write(self, slot: str, tasks: Sequence[Mapping[str, Any]], budget: float | None) -> dict[str, Any]:
+        """Answer requests: prompts read densely, at once, then a decode step a token.
+
+        tasks: fields of `srrc.bench.scenarios.Task`. Returns `texts`, `tokens` of each, and the `work` of the steps.
+        """
+        self._turn(slot, budget)
+        with torch.no_grad():
+            written = [self._answer(task, seed) for seed, task in enumerate(tasks)]
+        texts = [self._tokenizer.decode(tokens) for tokens in written]
+        ended = [
+            text.split(task["stop"])[0] if task["stop"] else text
+            for text, task in zip(texts, tasks, strict=True)
+        ]
+        return {"texts": ended, "tokens": written, "work": self._work()}
+
+    def _answer(self, task: Mapping[str, Any], seed: int) -> list[int]:
+        room = self._length - task["most"]  # a prompt that is longer loses its beginning, which is an example
+        ids = torch.tensor([self._tokenizer(task["prompt"])["input_ids"][-room:]])
+        draw = torch.Generator().manual_seed(seed)
+        self._cache.reset()
+        # Through forward, which is never compiled: each length would be compiled for.
+        logits = self.model.forward(input_ids=ids, past_key_values=self._cache, **self._last_only).logits
+        tokens: list[int] = []
+        while len(tokens) < task["most"]:
+            token = _chosen(logits[0, -1], task["temperature"], draw)
+            if token in self._ends:
+                break
+            tokens.append(token)
+            if task["stop"] and task["stop"] in self._tokenizer.decode(tokens):
+                break
+            logits = self._step(torch.tensor([[token]]))
+        return tokens
+
+    @property
+    def _ends(self) -> Sequence[int]:
+        """Tokens that end a text."""
+        ends = getattr(self.model.generation_config, "eos_token_id", None)
+        return () if ends is None else ends if isinstance(ends, list) else [ends]
+
     def graphs(self) -> int:
         """How many graphs Dynamo has compiled. More after measuring than before means that times are off."""
         return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
@@ -174,6 +213,14 @@ class Session:
         counted = stats(self.model, reset=True)
         self.fallbacks.update(counted["fallbacks"])
         return {name: float(counted[name]) for name in _COUNTED}
+
+
+def _chosen(logits: Tensor, temperature: float, draw: torch.Generator) -> int:
+    """The likeliest token; with a temperature, one drawn with noise that hangs on `draw` alone (Gumbel-max)."""
+    if temperature == 0:
+        return int(logits.argmax())
+    noise = -torch.empty(logits.shape).exponential_(generator=draw).log()
+    return int((logits.float() / temperature + noise).argmax())
 
 
 def _options(plan: Plan) -> dict[str, object]:

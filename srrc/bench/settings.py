@@ -25,6 +25,7 @@ class Settings:
     prefill_length: tokens of each prompt
     slice_steps:    steps that a process decodes before the next one's turn
     heldout_tokens: tokens read in each domain, at least
+    tasks:          requests of each scenario that are written and scored; with any, nothing is timed
     cold:           whether every process compiles into empty caches, and then another one into these;
                     otherwise the user's caches serve, and no compilation is timed
     """
@@ -41,6 +42,7 @@ class Settings:
     heldout_tokens: int = 512
     budgets: tuple[float, ...] = BUDGETS
     profile: Path | None = None
+    tasks: int = 0
     cold: bool = True
 
     @property
@@ -53,6 +55,7 @@ class Settings:
         for name in ("threads", "batch", "prompts", "rounds", "new_tokens", "slice_steps", "heldout_tokens"):
             _whole(name, getattr(self, name), 1)
         _whole("prefill_length", self.prefill_length, 2)
+        _whole("tasks", self.tasks, 0)
         if self.dtype not in DTYPES:
             raise OptionError(f"no dtype {self.dtype!r}; known: {', '.join(DTYPES)}")
         cores = os.cpu_count() or 1
@@ -68,16 +71,21 @@ class Settings:
             self, rounds=min(self.rounds, self.prompts), budgets=tuple(dict.fromkeys(self.budgets))
         )
 
+    def judging(self, tasks: int) -> "Settings":
+        """To judge quality alone: windows that hold every scenario's requests, and no compilation timed."""
+        return replace(self, tasks=tasks, prefill_length=256, new_tokens=64, cold=False)
+
     def quick(self) -> "Settings":
         """A smoke run: everything once, and little of it."""
         return replace(
             self,
             prompts=2,
             rounds=2,
-            new_tokens=8,
-            prefill_length=16,
+            new_tokens=self.new_tokens if self.tasks else 8,
+            prefill_length=self.prefill_length if self.tasks else 16,
             slice_steps=4,
             heldout_tokens=16,
+            tasks=min(self.tasks, 1),
             cold=False,
         )
 

@@ -1,5 +1,6 @@
 """The figures of a run for people to read."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,10 +15,47 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     batch = f", batch {settings['batch']}" if settings["batch"] > 1 else ""
     where = f"{result['model']}, {settings['dtype']}{batch}, {threads}, {machine['processor']}"
+    if settings["tasks"]:
+        titles = _judged(result)
+        return [_table(f"{title}: {where}", columns, result) for title, columns in titles.items()]
     return [
         _table(f"Speed: {where}", _SPEED, result),
         _table("Work, memory, compilation, quality", _REST, result),
     ]
+
+
+def _judged(result: Mapping[str, Any]) -> dict[str, "Columns"]:
+    """Columns by title where quality alone was judged: text that was read, and requests that were answered."""
+    rows = result["variants"]
+    domains = list(dict.fromkeys(name for row in rows for name in row["domains"]))
+    scenarios = {name: each["measure"] for row in rows for name, each in row["scenarios"].items()}
+    read = [
+        (f"{domain}: perplexity, KL, same token", functools.partial(_domain, domain)) for domain in domains
+    ]
+    written = [
+        (f"{name}: {measure}, FLOPs", functools.partial(_scenario, name))
+        for name, measure in scenarios.items()
+    ]
+    return {"Held-out text": (*_NAME, *read), "Requests": (*_NAME, *written)}
+
+
+def _domain(name: str, row: Row) -> str:
+    found = row["domains"].get(name)
+    if found is None:
+        return ""
+    agreed = found["argmax_agreement"]
+    parts = (_perplexity(found), _kl(found), "" if agreed is None else f"{agreed:.1%}")
+    return ", ".join(part for part in parts if part)
+
+
+def _scenario(name: str, row: Row) -> str:
+    found = row["scenarios"].get(name)
+    if found is None:
+        return ""
+    change, low = found["change"], found["change_interval"]
+    by = "" if change is None or low is None else f" ({change:+.3f} +- {change - low[0]:.3f})"
+    share = found["flops_of_dense"]
+    return f"{found['score']:.3f}{by}" + ("" if share is None else f", {share:.2f}")
 
 
 def _table(title: str, columns: "Columns", result: Mapping[str, Any]) -> Table:

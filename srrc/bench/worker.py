@@ -67,6 +67,10 @@ class Answers:
         """Read held-out text."""
         return asdict(self._session.read(reference=Path(reference), **arguments))
 
+    def write(self, **arguments: Any) -> Any:
+        """Answer requests."""
+        return self._session.write(**arguments)
+
     def finish(self) -> Any:
         """What is known only at the end."""
         from srrc.bench.memory import peak

@@ -35,6 +35,8 @@ def make_workload(model: Any, tokenizer: Any, settings: Settings) -> Workload:
     """
     if not (hasattr(model, "can_generate") and model.can_generate()):
         raise ModelError(f"{type(model).__name__} writes no text; the bench measures models that do")
+    if settings.tasks and not hasattr(tokenizer, "decode"):
+        raise ModelError("the model came without a tokenizer, so there is nothing to ask it requests with")
     wanted = settings.prompts * settings.batch
     per_domain = -(-settings.heldout_tokens // (settings.new_tokens * settings.batch)) * settings.batch
     # The last token of a window is only ever a target.

@@ -28,6 +28,18 @@ def bert():
     return families.tiny("bert").model
 
 
+class Letters:
+    def __call__(self, text, **options):
+        return {"input_ids": [ord(letter) % 256 for letter in text]}
+
+    def decode(self, tokens):
+        return "".join(map(chr, tokens))
+
+
+def reads():
+    return llama(), Letters()
+
+
 def only_once():
     import os, sys
 
@@ -98,6 +110,21 @@ def test_two_variants_of_a_tiny_llama(tmp_path: Path, monkeypatch: pytest.Monkey
     assert read == [*range(read[-1] + 1), read[-1]]
 
 
+def test_quality_is_judged_by_kinds_of_text_and_requests(tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    result = run("tiny_models:reads", "--quality", "--quick", "--variants", "eager,srr", "--json", str(out))
+    assert result.exit_code == 0, result.output
+    assert "Held-out text" in result.stdout
+    assert "Requests" in result.stdout
+    for row in json.loads(out.read_text())["variants"]:
+        assert row["scenarios"].keys() == {"factual", "creative", "arithmetic", "multi-step"}
+        assert row["domains"].keys() == {"docs", "essays", "arithmetic"}
+        assert row["decode_ms"] is None
+        for told in row["scenarios"].values():
+            assert told["same"] == told["agreed"] == 1.0
+            assert told["change"] == 0.0
+
+
 def test_a_variant_whose_process_dies_leaves_one_line(tmp_path: Path) -> None:
     result = run(
         "tiny_models:only_once", "--quick", "--variants", "eager", "--json", str(tmp_path / "x.json")
@@ -153,6 +180,8 @@ def test_compilation_is_timed_cold_and_warm() -> None:
         (("tiny_models:llama", "--threads", "0"), "threads=0"),
         (("tiny_models:llama", "--profile", "missing.srr"), "no profile at missing.srr"),
         (("tiny_models:bert",), "writes no text"),
+        (("tiny_models:llama", "--quality"), "without a tokenizer"),
+        (("tiny_models:llama", "--quality", "--tasks", "-1"), "tasks=-1"),
         (("smollm2-135",), "did you mean 'smollm2-135m'"),
     ],
 )

@@ -106,3 +106,30 @@ def test_a_model_gone_wrong_drifts_by_a_number(tmp_path: Path) -> None:
     read_logits([(torch.tensor([1.0, 2.0]), 0)], path, write=True)
     read = read_logits([(torch.tensor([math.nan, 2.0]), 0)], path, write=False)
     assert read.kl == [1e9]
+
+
+def test_it_answers_requests_as_the_model_would(session: Session, letters: Any) -> None:
+    session._tokenizer = letters
+    prompts = [[5, 9, 77, 31], [60, 61, 62, 7, 7, 9]]
+    tasks = [
+        {"prompt": "".join(map(chr, prompt)), "most": 5, "stop": "", "temperature": 0.0} for prompt in prompts
+    ]
+    made = session.write("a", tasks, None)
+    assert made["tokens"] == [_greedy(prompt, 5) for prompt in prompts]
+    assert made["texts"] == [letters.decode(tokens) for tokens in made["tokens"]]
+    assert made["work"] == {}
+
+
+def test_an_answer_stops_where_it_is_told_to_and_noise_is_the_same_each_time(
+    session: Session, letters: Any
+) -> None:
+    session._tokenizer = letters
+    task = {"prompt": "ab", "most": 8, "stop": "", "temperature": 2.0}
+    drawn = session.write("a", [task, task], None)["tokens"]
+    assert drawn == session.write("a", [task, task], None)["tokens"]
+    assert drawn[0] != drawn[1]  # each request has noise of its own
+    stop = chr(drawn[0][2])
+    ended = session.write("a", [{**task, "stop": stop}], None)
+    assert ended["texts"] == [letters.decode(drawn[0]).split(stop)[0]]
+    session.model.generation_config.eos_token_id = drawn[0][1]
+    assert session.write("a", [task], None)["tokens"] == [drawn[0][:1]]
