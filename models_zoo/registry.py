@@ -11,6 +11,7 @@ from torch import nn
 
 from srrc.errors import ModelError
 from srrc.models_zoo import hugging_face, minilm, nanoguard, smollm2, whisper_tiny
+from srrc.models_zoo.adapted import adapter_of, merged
 
 Loaded = tuple[nn.Module, Any]
 """The model in evaluation mode, and its tokenizer or processor (None where it has none)."""
@@ -32,12 +33,17 @@ def load(name: str, *, dtype: torch.dtype | None = None) -> Loaded:
     """Load a model in evaluation mode, and its tokenizer or processor.
 
     name: one of `names()`, a directory or hub id in the format of transformers, or `module:factory`, where
-        calling `factory()` gives a model or a pair (model, tokenizer).
+        calling `factory()` gives a model or a pair (model, tokenizer); and any of these with "+FOLDER", an adapter
+        (as peft writes it) to merge into the weights.
     dtype: of the floating-point weights; None keeps the one they are stored in.
     Raises ModelError where there is no such model, or it cannot be fetched or read.
     """
     if name in _ZOO:
         return _ZOO[name](dtype)
+    adapted = adapter_of(name)
+    if adapted is not None:
+        model, reader = load(adapted[0], dtype=torch.float32)  # a delta is lost in fewer bits
+        return merged(model, adapted[1]).eval().to(dtype=dtype), reader
     if name and Path(name).is_dir():
         return hugging_face.load(name, dtype)
     if ":" in name:

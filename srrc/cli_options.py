@@ -11,10 +11,16 @@ from rich.console import Console
 from srrc.errors import OptionError
 
 Model = Annotated[
-    str, typer.Argument(help="a name of the zoo, a Hugging Face directory or hub id, or module:factory")
+    str,
+    typer.Argument(
+        help="a name of the zoo, a Hugging Face directory or hub id, or module:factory; +FOLDER merges an adapter"
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="print one JSON value")]
-Budget = Annotated[str | None, typer.Option(help="fraction of the dense cost that may be spent, in (0, 1]")]
+Budget = Annotated[
+    str | None,
+    typer.Option(help="fraction of the dense cost that may be spent, in (0, 1], or a time, '9 ms'"),
+]
 MaxDrift = Annotated[str | None, typer.Option(help="largest KL from the dense model, in nats a token")]
 ProfilePath = Annotated[Path | None, typer.Option("--profile", help="a profile made by `srrc calibrate`")]
 Dtype = Annotated[str, typer.Option(help="float32 or bfloat16")]

@@ -70,7 +70,7 @@ def train(
         return
     typer.echo(f"{made.profile}: compile with it")
     if made.adapter is not None:
-        typer.echo(f"{made.adapter}: merge it into the model first")
+        typer.echo(f"{made.adapter}: merge it into the model first; it is loaded as {model}+{made.adapter}")
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -76,17 +76,6 @@ class Adapters:
         self.model.save_pretrained(str(folder))
 
 
-def merged(model: nn.Module, folder: Path) -> nn.Module:
-    """`model` with the adapter of `folder` in its weights (in place). Raises ModelError where it does not fit."""
-    from peft import PeftModel
-
-    try:
-        return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()  # type: ignore[no-any-return]
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        first = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise ModelError(f"the adapter in {folder} does not fit this model: {first}") from error
-
-
 def _twin(model: nn.Module) -> nn.Module:
     """The same modules over the very same tensors, so that peft can wrap them and leave `model` alone."""
     held: Mapping[int, Tensor] = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}

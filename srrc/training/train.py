@@ -22,9 +22,10 @@ from srrc.calibration import calibrate
 from srrc.calibration_inputs import digest
 from srrc.errors import OptionError, ProfileError
 from srrc.gated_model import GatedModel
+from srrc.models_zoo.adapted import merged
 from srrc.profile import Profile
 from srrc.training import state
-from srrc.training.adapters import Adapters, merged
+from srrc.training.adapters import Adapters
 from srrc.training.batches import Batches, tokenised
 from srrc.training.joint import JointTraining
 from srrc.training.log import logging

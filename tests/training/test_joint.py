@@ -12,8 +12,9 @@ import srrc
 from srrc.errors import ModelError, OptionError
 from srrc.gated_model import GatedModel
 from srrc.models_zoo import families
+from srrc.models_zoo.adapted import merged
 from srrc.training import state
-from srrc.training.adapters import Adapters, merged
+from srrc.training.adapters import Adapters
 from srrc.training.batches import Batches
 from srrc.training.deciding import AtFractions
 from srrc.training.distillation import distil

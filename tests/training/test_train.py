@@ -13,8 +13,8 @@ import srrc
 from srrc.cli import app
 from srrc.errors import OptionError, ProfileError
 from srrc.models_zoo import families
+from srrc.models_zoo.adapted import merged
 from srrc.profile import Profile
-from srrc.training.adapters import merged
 from srrc.training.settings import Joint
 
 TEXT = " ".join(f"the {word} of {number}" for number in range(200) for word in ("cost", "gate", "plan"))
