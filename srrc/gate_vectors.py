@@ -53,9 +53,9 @@ def gate_vectors(
             looks.setdefault(site.linear.x, []).append(_tail(moments.add, skip_first))
             finish.append(functools.partial(_head, gated, pathway, moments, coarse))
         elif neurons and isinstance(site, Mlp) and site.gate is not None:
-            mean = _Mean(site.up)
-            looks.setdefault(site.up.node, []).append(_tail(mean.add, skip_first))
-            finish.append(functools.partial(_neuron, gated, pathway, mean))
+            size = _Size(site.up)
+            looks.setdefault(site.up.node, []).append(_tail(size.add, skip_first))
+            finish.append(functools.partial(_neuron, gated, pathway, size))
         elif (layers or coarse is not None) and isinstance(site, Branch) and unfit(site) is None:
             fit = ProbeFit(int(site.entry.meta["example_value"].shape[-1]))
             for part, node in (("entry", site.entry), ("exit", site.exit), ("stream", site.stream)):
@@ -68,8 +68,8 @@ def gate_vectors(
     return found if blocks is None else found | _blocks(gated, calls, blocks, skip_first)
 
 
-class _Mean:
-    """Mean magnitude of a linear's outputs: float32 [out_features]."""
+class _Size:
+    """Root mean square of a linear's outputs: float32 [out_features]."""
 
     def __init__(self, linear: Linear) -> None:
         self._rows = slice(*linear.rows) if linear.rows is not None else slice(None)
@@ -77,11 +77,11 @@ class _Mean:
 
     def add(self, value: Tensor) -> None:
         flat = value[..., self._rows].reshape(-1, len(self._sum))
-        self._sum += flat.float().abs().sum(0)
+        self._sum += flat.float().square().sum(0)
         self._count += len(flat)
 
     def value(self) -> Tensor:
-        return self._sum / max(self._count, 1)
+        return (self._sum / max(self._count, 1)).sqrt()
 
 
 def _tail(add: Look, skip: int) -> Look:
@@ -101,11 +101,11 @@ def _head(gated: GatedGraph, pathway: Pathway, moments: Moments, coarse: int | N
     return {f"vocab:{pathway.place}/{name}": vector for name, vector in found.items()}
 
 
-def _neuron(gated: GatedGraph, pathway: Pathway, mean: _Mean) -> dict[str, Tensor]:
+def _neuron(gated: GatedGraph, pathway: Pathway, size: _Size) -> dict[str, Tensor]:
     site = pathway.site
     assert isinstance(site, Mlp)
     norm = GateSource(lambda gate: True, gated.weights).column_norm((site.down,))
-    return {f"neuron:{pathway.place}/neuron/norm": mean.value() * norm}
+    return {f"neuron:{pathway.place}/neuron/norm": size.value() * norm}
 
 
 def _blocks(gated: GatedGraph, calls: Sequence[Any], blocks: int, skip_first: int) -> dict[str, Tensor]:

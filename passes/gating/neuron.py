@@ -42,7 +42,8 @@ def insert(
     if not any(map(source.covers, own)):
         context.refusals.append(Refusal(pathway.place, "neuron", Reason.NOT_GATED_YET))
         return []
-    first = tuple(linear for linear in (site.gate, site.up) if linear is not None)
+    by_rows = skips_up_rows(pathway, source)
+    first = tuple(linear for linear in (site.gate, None if by_rows else site.up) if linear is not None)
     norms = {
         "input": source.column_norm(first),
         "neuron": source.column_norm((site.down,)),
@@ -55,7 +56,14 @@ def insert(
         nodes = [emit_tensor(gm, f"{held.name}_{part}", norm, fake_mode) for part, norm in norms.items()]
         probes = _emphasis(pathway, source, site.up.in_features)
         emphasis = None if probes is None else emit_tensor(gm, f"{held.name}_emphasis", probes, fake_mode)
-        args = (*mlp_arguments(gm.graph, site, fake_mode), *nodes, held.record, held.counter, emphasis)
+        args = (
+            *mlp_arguments(gm.graph, site, fake_mode),
+            *nodes,
+            held.record,
+            held.counter,
+            emphasis,
+            by_rows,
+        )
         result = emit(gm.graph, torch.ops.srr.neuron_mlp.default, args, fake_mode)
     replace(gm.graph, site.nodes, site.down.node, result)
     return _gates(pathway, site, source, held, deciding=0.0 if probes is None else EMPHASIS)

@@ -62,10 +62,12 @@ def mlp_backward(
     down_weight: Tensor,
     down_bias: Tensor | None,
     activation: str,
+    whole_up: bool = False,
 ) -> dict[str, Any]:
     """Gradients of an MLP.
 
     masks: input [..., K], neuron [..., I], down [..., I], held constant; None: all kept.
+    whole_up: whether the mask of inputs is the gate weight's alone
     """
     act = activations.lookup(activation)
     keep_input, keep_neuron, keep_down = masks
@@ -73,8 +75,10 @@ def mlp_backward(
     def masked(mask: Tensor | None, t: Tensor) -> Tensor:
         return t if mask is None else t * mask
 
-    x = masked(keep_input, x)
-    up = F.linear(x, up_weight, up_bias)
+    whole, x = x, masked(keep_input, x)
+    keep_up = None if whole_up and gate_weight is not None else keep_input
+    x_up = whole if keep_up is None else x
+    up = F.linear(x_up, up_weight, up_bias)
     gate = None if gate_weight is None else F.linear(x, gate_weight, gate_bias)
     acted = act.forward(up if gate is None else gate)
     hidden = acted if gate is None else masked(keep_neuron, acted * up)
@@ -86,7 +90,8 @@ def mlp_backward(
     grad_hidden = masked(keep_neuron if gate is not None else None, masked(keep_down, grad_hidden))
     grad_up = act.backward(grad_hidden, up) if gate is None else grad_hidden * acted
     wanted = (needs["x"], needs["up_weight"], needs["up_bias"])
-    grad_x, grad_up_weight, grad_up_bias = linear_backward(grad_up, x, up_weight, up_bias, wanted)
+    grad_x, grad_up_weight, grad_up_bias = linear_backward(grad_up, x_up, up_weight, up_bias, wanted)
+    grad_x = None if grad_x is None else masked(keep_up, grad_x)
     found: dict[str, Any] = {
         "up_weight": grad_up_weight,
         "up_bias": grad_up_bias,
@@ -99,8 +104,8 @@ def mlp_backward(
         gx, found["gate_weight"], found["gate_bias"] = linear_backward(
             grad_gate, x, gate_weight, gate_bias, wanted
         )
-        grad_x = None if grad_x is None or gx is None else grad_x + gx
-    found["x"] = None if grad_x is None else masked(keep_input, grad_x)
+        grad_x = None if grad_x is None or gx is None else grad_x + masked(keep_input, gx)
+    found["x"] = grad_x
     return found
 
 

@@ -133,7 +133,8 @@ def _channel_linear(a: Mapping[str, Any], ask: Ask) -> Tensor:
 def _neuron_mlp(a: Mapping[str, Any], ask: Ask) -> Tensor:
     act = activation.lookup(a["activation"]).forward
     x = ask(0, a["x"], a["input_norm"])
-    up = F.linear(x, a["up_weight"], a["up_bias"])
+    apart = a.get("whole_up", False) and a["gate_weight"] is not None
+    up = F.linear(a["x"] if apart else x, a["up_weight"], a["up_bias"])
     if a["gate_weight"] is None:
         hidden = act(up)
     else:

@@ -87,6 +87,20 @@ def test_neurons_that_are_dropped_get_no_gradient() -> None:
     torch.testing.assert_close(gradients(y, leaves), gradients(F.linear(hidden * keep, down), leaves))
 
 
+@pytest.mark.parametrize("whole_up", [False, True])
+def test_channels_that_the_gate_drops_get_a_gradient_through_up_alone(whole_up: bool) -> None:
+    x, gate, up, down = leaf(1, K), leaf(NEURONS, K), leaf(NEURONS, K), leaf(N, NEURONS)
+    ones, counters = torch.ones(NEURONS), torch.zeros(3, 3, dtype=torch.int64)
+    gates = torch.tensor([[0.4, 0.0], [-1.0, 0.0], [-1.0, 0.0]])
+    norms = (torch.ones(K), ones, ones)
+    y = ops.neuron_mlp(x, gate, None, up, None, down, None, "silu", *norms, gates, counters, None, whole_up)
+    keep = (x.abs() > 0.4).detach()
+    assert 0 < keep.sum() < K
+    hidden = F.silu(F.linear(x * keep, gate)) * F.linear(x if whole_up else x * keep, up)
+    leaves = [x, gate, up, down]
+    torch.testing.assert_close(gradients(y, leaves), gradients(F.linear(hidden, down), leaves))
+
+
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention(causal: bool) -> None:
     q, k, v = leaf(2, 6, 3, 8), leaf(2, 2, 9, 8), leaf(2, 2, 9, 8)

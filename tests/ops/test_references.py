@@ -55,8 +55,9 @@ def test_channel_linear_reads_what_its_gate_keeps() -> None:
     assert counted.tolist() == [K, int(keep.sum()), 0]
 
 
+@pytest.mark.parametrize("whole_up", [False, True])
 @pytest.mark.parametrize("rows", [1, 3, 9])
-def test_neuron_mlp_drops_neurons_by_its_gate_and_by_its_result(rows: int) -> None:
+def test_neuron_mlp_drops_neurons_by_its_gate_and_by_its_result(rows: int, whole_up: bool) -> None:
     x, gate, up, down = (
         normal(*s, grad=False) for s in ((rows, K), (NEURONS, K), (NEURONS, K), (N, NEURONS))
     )
@@ -64,7 +65,9 @@ def test_neuron_mlp_drops_neurons_by_its_gate_and_by_its_result(rows: int) -> No
     thresholds = (0.2, 0.1, 0.2)
     counted = counters(3, 3)
     gates = torch.tensor([[t, 0.0] for t in thresholds])
-    y = neuron_mlp.reference(x, gate, None, up, None, down, None, "silu", *norms, gates, counted)
+    y = neuron_mlp.reference(
+        x, gate, None, up, None, down, None, "silu", *norms, gates, counted, None, whole_up
+    )
 
     def shared(keep: Tensor) -> Tensor:
         return keep.any(0, keepdim=True).expand_as(keep) if rows <= 8 else keep
@@ -72,7 +75,7 @@ def test_neuron_mlp_drops_neurons_by_its_gate_and_by_its_result(rows: int) -> No
     inputs = shared(x.abs() * norms[0] > thresholds[0])
     acted = F.silu((x * inputs) @ gate.t())
     neurons = shared(acted.abs() * norms[1] > thresholds[1])
-    hidden = acted * ((x * inputs) @ up.t()) * neurons
+    hidden = acted * ((x if whole_up else x * inputs) @ up.t()) * neurons
     kept = shared((hidden.abs() * norms[2] > thresholds[2]) & neurons)
     torch.testing.assert_close(y, (hidden * kept) @ down.t())
     executed = (

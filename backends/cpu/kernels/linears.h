@@ -33,6 +33,17 @@ struct Input {
     return in;
   }
 
+  // The same rows with nothing left out.
+  Input whole() const {
+    Input in;
+    in.rows = rows;
+    in.dtype = dtype;
+    in.k = in.kept.count = k;
+    in.natural = natural;
+    in.ld = ld;
+    return in;
+  }
+
   void prepare(Scratch::Scope& scope, bool row_major, bool input_major) {
     if (row_major && !packed) {
       if (dtype == F32 && kept.list == nullptr && k % table_in_use->padding == 0) {

@@ -18,6 +18,7 @@ inline int activation_code(const std::string& name) {
 struct Mlp {
   Rows x;
   bool gated = false;         // has a gate weight
+  bool whole_up = false;      // gate 0 is the gate weight's alone
   Weight gate, up, down;
   int act = -1;
   const float *input_norm = nullptr, *neuron_norm = nullptr, *down_norm = nullptr;  // all null in dense_mlp
@@ -42,6 +43,7 @@ struct Mlp {
     counters = counts(call.tensor(12), 9);
     const Tensor* emphasis = call.maybe(13);
     probes = emphasis ? floats(*emphasis, 3 * (x.k + 1)) : nullptr;
+    whole_up = gated && call.at(14).toBool();
     if (!input_norm || !neuron_norm || !down_norm || !records || !counters || (emphasis && !probes)) return false;
     for (int i = 0; i < 3; ++i) gates[i] = {records[2 * i], records[2 * i + 1]};
     return true;
@@ -81,7 +83,11 @@ inline Kept hidden(Scratch::Scope& scope, const Mlp& mlp, Input& x, float*& valu
   const Gate neuron_gate = mlp.counters ? mlp.gates[1] : zeroed, down_gate = mlp.counters ? mlp.gates[2] : zeroed;
   const bool up_later = mlp.gated && neuron_gate.threshold >= 0 && !mlp.up.input_major;
   Product products[2] = {{mlp.gated ? mlp.gate : mlp.up}, {mlp.up}};
-  multiply(scope, x, products, mlp.gated && !up_later ? 2 : 1);
+  Input whole = x.whole();
+  Input& of_up = mlp.whole_up && x.kept.list ? whole : x;
+  const bool apart = up_later || &of_up == &whole;
+  multiply(scope, x, products, mlp.gated && !apart ? 2 : 1);
+  if (apart && !up_later) multiply(scope, of_up, products + 1, 1);
   values = products[0].out;
   ld = products[0].ld;
   const auto more = [&](int which) {
@@ -97,9 +103,9 @@ inline Kept hidden(Scratch::Scope& scope, const Mlp& mlp, Input& x, float*& valu
     activate(mlp, x.rows, values, ld, mlp.gate.bias, nullptr, 0);
     alive = decide(scope, values, ld, mlp.neuron_norm, neuron_gate, x.rows, neurons, nullptr, more(1));
     if (up_later && alive.list)
-      up_of_kept(scope, x, mlp.up, alive, products[1]);
+      up_of_kept(scope, of_up, mlp.up, alive, products[1]);
     else if (up_later)
-      multiply(scope, x, products + 1, 1);
+      multiply(scope, of_up, products + 1, 1);
     for (int m = 0; m < x.rows; ++m)
       table_in_use->multiply[x.dtype](values + m * ld, products[1].out + m * products[1].ld, mlp.up.bias, neurons);
   }
@@ -143,8 +149,9 @@ inline Tensor mlp_many_rows(const Mlp& mlp, const Call& call) {
     mlp.add(0, rows * x.k, rows * x.k, failed);
   }
   const float* wide = widened(scope, x);
+  const Rows& of_up = mlp.whole_up ? mlp.x : x;
   // Biases are added and rounded by the products themselves.
-  Tensor up = linear(x.held, wide, mlp.up, call.tensor(3), call.maybe(4));
+  Tensor up = linear(of_up.held, mlp.whole_up ? widened(scope, of_up) : wide, mlp.up, call.tensor(3), call.maybe(4));
   Tensor gate = mlp.gated ? linear(x.held, wide, mlp.gate, call.tensor(1), call.maybe(2)) : up;
   std::atomic<int64_t> neuron_fails{0}, down_fails{0};
   char* at_gate = static_cast<char*>(gate.mutable_data_ptr());

@@ -80,17 +80,23 @@ thresholds = st.tuples(
     case=mlps(),
     records=st.tuples(thresholds, thresholds, thresholds),
     emphasis=st.sampled_from((None, 0.3, 3.0)),
+    whole_up=st.booleans(),
 )
 def test_gated_equals_the_reference(
-    kernels: str, case: Mlp, records: tuple[tuple[float, float], ...], emphasis: float | None
+    kernels: str,
+    case: Mlp,
+    records: tuple[tuple[float, float], ...],
+    emphasis: float | None,
+    whole_up: bool,
 ) -> None:
     inputs = case.x.shape[1]
     # Norms that are no multiples of anything: no score of these inputs falls on a threshold.
     norms = [torch.rand(size) + 0.5 for size in (inputs, case.neurons, case.neurons)]
     counted, expected_counts = (torch.zeros(3, 3, dtype=torch.int64) for _ in range(2))
     probes = None if emphasis is None else emphasis * torch.randn(3, inputs + 1)
-    y = ops.neuron_mlp(*case.args, *norms, torch.tensor(records), counted, probes)
-    expected = neuron_mlp.reference(*case.args, *norms, torch.tensor(records), expected_counts, probes)
+    y = ops.neuron_mlp(*case.args, *norms, torch.tensor(records), counted, probes, whole_up)
+    gates = torch.tensor(records)
+    expected = neuron_mlp.reference(*case.args, *norms, gates, expected_counts, probes, whole_up)
     assert counted.tolist() == expected_counts.tolist()
     torch.testing.assert_close(y, expected, **TOLERANCES[case.x.dtype])
 
