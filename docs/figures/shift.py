@@ -2,8 +2,8 @@
 
     python docs/figures/shift.py MODEL PROFILE OUT.png [--bound 0.02] [--calls 1500] [--feedback 0.01]
 
-Prose, then program code, then arithmetic are read token by token through the compiled decode step; drift of each token is
-KL(dense, routed) against the eager model on the same text.
+Prose, then program code, then arithmetic are read token by token through the compiled decode step; drift of each
+token is KL(dense, routed) against the eager model on the same text.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def drifts(name: str, options: dict[str, object], calls: int) -> tuple[list[tupl
 
 
 def report(label: str, found: list[tuple[str, float]], bound: float) -> None:
-    """A row a kind: mean drift, and after how many calls the running mean of the last ones is under the bound for good."""
+    """A row a kind: mean drift, and after how many calls the mean of the last ones stays under the bound."""
     for kind in dict.fromkeys(kind for kind, _ in found):
         nats = torch.tensor([value for other, value in found if other == kind])
         means = nats.unfold(0, AVERAGED, AVERAGED // 4).mean(1)
