@@ -123,7 +123,7 @@ def test_gradients_reach_norms_and_emphasis(held: Held, gumbel: bool) -> None:
 
 
 def test_a_step_along_the_gradient_helps(held: Held) -> None:
-    router, fractions = held.router(), held.fractions(0.4)
+    router, fractions = held.router(), held.fractions(0.5)
     with torch.no_grad():
         dense = held.routed.outputs(held.arguments, None)
 
@@ -131,13 +131,14 @@ def test_a_step_along_the_gradient_helps(held: Held) -> None:
         return (held.routed.outputs(held.arguments, AtFractions(fractions, router)) - dense).square().mean()
 
     optimiser = torch.optim.Adam(list(router.parameters.values()), lr=0.005)
-    first = drift().item()
-    for _ in range(15):
+    seen = []
+    for _ in range(25):
         optimiser.zero_grad()
-        drift().backward()
+        now = drift()
+        now.backward()
         optimiser.step()
-    with torch.no_grad():
-        assert float(drift()) < 0.95 * first
+        seen.append(now.item())
+    assert sum(seen[-5:]) / 5 < 0.95 * seen[0]  # decisions are hard: single steps are noisy
 
 
 def test_a_policys_surrogate_pulls_towards_draws_that_fared_well(held: Held) -> None:
