@@ -2,10 +2,10 @@
 
     python docs/figures/curves.py smollm2-135m OUT.png thresholds=a.srr router=b.srr joint=c.srr@out/adapter
 
-Each profile, with the adapter after @ merged, is held against the model itself on held-out text. Beside them stand gates
-that choose by lot at the first profile's fractions, and by magnitude (|x| alone, one fraction for all gates, as in TEAL,
-Liu et al. 2024). All are given the same counted FLOPs of decoding. Intervals are 95%, over blocks of 16 tokens, paired
-with the model's own loss.
+Each profile, with the adapter after @ merged, is held against the model itself on held-out text. Beside them stand
+gates that choose by lot at the first profile's fractions, and by magnitude (|x| alone, one fraction for all gates, as
+in TEAL, Liu et al. 2024). All are given the same counted FLOPs of decoding. Intervals are 95%, over blocks of 16
+tokens, paired with the model's own loss.
 """
 
 import copy

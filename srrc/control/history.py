@@ -18,6 +18,7 @@ from srrc.control.beliefs import Beliefs
 from srrc.control.domains import Domains
 from srrc.control.plan import Plan
 from srrc.control.regulator import Regulator
+from srrc.control.trail import Trail
 
 PLANS = 32
 """Plans kept of one domain; the least recently used goes first."""
@@ -30,13 +31,14 @@ CONTEXTS = 256
 class Learned:
     """What was learned on one domain of one context.
 
-    beliefs:    of each gate's drift; `explored`: how many gates were tried
+    beliefs:    of each gate's drift; `explored`: how many gates were tried; `trail`: what plans follow of it
     regulators: by bound (nats a token)
     plans:      by a key that says for what; `seconds`: what making each took
     """
 
     beliefs: Beliefs = field(default_factory=Beliefs)
     explored: int = 0
+    trail: Trail = field(default_factory=Trail)
     regulators: dict[float, Regulator] = field(default_factory=dict)
     plans: OrderedDict[str, Plan] = field(default_factory=OrderedDict)
     seconds: float = 0.0

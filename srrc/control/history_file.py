@@ -98,11 +98,11 @@ def _learned(entry: Mapping[str, Any]) -> Learned:
         for bound, reach, level, watching in entry["regulators"]
     ]
     return Learned(
-        Beliefs.of(entry["beliefs"]),
-        entry["explored"],
-        {regulator.bound: regulator for regulator in regulators},
-        OrderedDict((key, _plan(plan)) for key, plan in entry["plans"].items()),
-        entry["seconds"],
+        beliefs=Beliefs.of(entry["beliefs"]),
+        explored=entry["explored"],
+        regulators={regulator.bound: regulator for regulator in regulators},
+        plans=OrderedDict((key, _plan(plan)) for key, plan in entry["plans"].items()),
+        seconds=entry["seconds"],
     )
 
 

@@ -134,6 +134,22 @@ class Adaptation:
 
     def measured(self, call: int, drift: float) -> Plan | None:
         """Take in one measurement. Returns the plan to follow from now on, None where it stays."""
+        taken_back = self._judge(call, drift)
+        return self._regulate(call, drift) or taken_back
+
+    def _judge(self, call: int, drift: float) -> Plan | None:
+        """Take back what plans were made to follow last, where drift has grown since."""
+        with self._lock:
+            learned = self.learned
+            if not learned.trail.measured(drift, self._at(self._rung()).drift, learned.beliefs):
+                return None
+            learned.plans.clear()
+            self._events.add(
+                call, "rollback", "drift grew after the last step: plans follow what they did before it"
+            )
+            return self._current()
+
+    def _regulate(self, call: int, drift: float) -> Plan | None:
         if self.regulator is None:
             return None
         with self._lock:
@@ -181,9 +197,12 @@ class Adaptation:
             factor = self.learned.beliefs.factor(trial.gate)
             text = f"{trial.gate} alone drifted by {drift:.3g} nats, its curve says {trial.expected:.3g}"
             self._events.add(call, "explored", text, drift=drift, expected=trial.expected, factor=factor)
-            if self.learned.explored % LEARN:
+            if self.learned.explored < LEARN or self.learned.trail.judging:
                 return None
+            self.learned.explored = 0
+            self.learned.trail.step(self.learned.beliefs)
             self.learned.plans.clear()
+            self._events.add(call, "step", f"plans follow what {LEARN} explored gates have shown")
             return self._current()
 
     def _rung(self) -> int | None:

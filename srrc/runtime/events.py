@@ -16,7 +16,7 @@ class Event:
     """One thing that happened.
 
     call: the graph's how-manieth
-    kind: `plan`, `alarm`, `calm` or `explored`
+    kind: `plan`, `alarm`, `calm`, `explored`, `step`, `rollback` or `pace`
     text: what happened, as a sentence
     numbers: the same for programs
     """

@@ -7,8 +7,9 @@ import torch
 
 from srrc.control.beliefs import LARGEST, Beliefs
 from srrc.control.history import Learned
+from srrc.control.trail import JUDGED
 from srrc.profile import GateCost, GateProfile, Joint, Profile
-from srrc.runtime.adaptation import LEARN, REACH, Adaptation
+from srrc.runtime.adaptation import CARRIED, LEARN, REACH, Adaptation
 from srrc.runtime.events import Events
 
 FRACTIONS = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8])
@@ -119,9 +120,29 @@ def test_exploring_moves_what_is_believed_and_then_the_plan() -> None:
         trial = held.trial(plan)
         if trial is not None:
             worse = 30.0 if trial.gate == "channel:0" else 1.0
-            made = held.explored(1, trial, worse * trial.expected)
+            made = held.explored(1, trial, worse * trial.expected / CARRIED)
     assert made.fractions["channel:0"] < before
     assert made.fractions["channel:1"] > plan.fractions["channel:1"]
+
+
+def test_a_step_that_makes_drift_grow_is_taken_back() -> None:
+    events = Events()
+    held = adaptation(max_drift=None, events=events)
+    plan = held.plan(0.6)
+    for call in range(JUDGED):
+        assert held.measured(call, plan.drift) is None
+    made = None
+    while made is None:
+        trial = held.trial(plan)
+        if trial is not None:
+            made = held.explored(
+                1, trial, 5 * trial.expected if trial.gate == "channel:0" else trial.expected
+            )
+    assert made.fractions != plan.fractions
+    back = [held.measured(call, 3 * made.drift) for call in range(JUDGED)]
+    assert [each for each in back if each is not None] == [back[-1]]
+    assert back[-1] == plan
+    assert events.counts()["rollback"] == events.counts()["step"] == 1
 
 
 def test_beliefs_explore_all_closed_gates_and_survive_being_kept() -> None:
