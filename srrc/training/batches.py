@@ -27,7 +27,7 @@ class Batches:
 
     def __call__(self, number: int, worker: int = 0) -> Tensor:
         """Batch `number` of one of several workers: int64 [rows, length]."""
-        draw = torch.Generator().manual_seed(_seed(self.seed, number, worker))
+        draw = torch.Generator().manual_seed(seed_of(self.seed, number, worker))
         domains = list(self.tokens.values())
         windows = []
         for _ in range(self.rows):
@@ -67,6 +67,6 @@ def tokenised(
     return Batches(tokens, rows, length, seed)
 
 
-def _seed(*parts: int) -> int:
-    """One seed out of several numbers, unlike that of any neighbours."""
+def seed_of(*parts: int | str) -> int:
+    """One seed out of several parts, unlike that of any neighbours."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:7], "little")

@@ -1,9 +1,10 @@
 """Phase 3, joint fine-tuning: gates and LoRA adapters together, so that the model's output stays the full model's.
 
 Every step draws a batch and a budget, runs the full model, and the adapted model under the budget's plan, and moves
-adapters and gates against KL(full, routed). How gates learn is the variant: by the straight-through estimator, with
-Gumbel noise beside it, or by REINFORCE with reward = -KL - price * cost, each row's draw judged against another draw of
-the same batch (a baseline of two).
+adapters and gates against KL(full, routed), relative to what it was at first under this budget: tight budgets drift a
+hundred times as much as loose ones, and would be all that is learned for. How gates learn is the variant: by the
+straight-through estimator, with Gumbel noise beside it, or by REINFORCE with reward = -KL - price * cost, each row's
+draw judged against another draw of the same batch (a baseline of two).
 """
 
 import math
@@ -19,7 +20,7 @@ from srrc.gated_model import GatedModel
 from srrc.profile import Profile
 from srrc.training import state
 from srrc.training.adapters import Adapters
-from srrc.training.batches import Batches
+from srrc.training.batches import Batches, seed_of
 from srrc.training.deciding import AtFractions, Drawn
 from srrc.training.distillation import distil
 from srrc.training.log import Log
@@ -32,6 +33,8 @@ from srrc.training.workers import Workers
 _SKIP = 1
 _WARM_UP = 20
 _CLIP = 1.0
+_FIRST = 4
+_LEAST = 1e-6
 
 
 class JointTraining:
@@ -89,7 +92,7 @@ class JointTraining:
             for group in optimiser.param_groups:
                 group["lr"] = group["top"] * _schedule(step, settings.steps)
             optimiser.zero_grad()
-            numbers = self._step(step, workers.number)
+            numbers = self._step(step, workers.number, held.history)
             workers.average([p for p in self.parameters.values() if p.grad is not None])
             torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), _CLIP)
             optimiser.step()
@@ -102,8 +105,8 @@ class JointTraining:
                 state.save(held, path)
         return held
 
-    def _step(self, step: int, worker: int) -> dict[str, float]:
-        draw = torch.Generator().manual_seed((self._settings.seed * 7919 + step) * 1009 + worker)
+    def _step(self, step: int, worker: int, history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        draw = torch.Generator().manual_seed(seed_of(self._settings.seed, "draws", step, worker))
         budget = self._settings.budget(step, float(torch.rand((), generator=draw)))
         arguments = constant(self._gated.arguments(self._call(self._batches(step, worker))))
         with torch.no_grad():
@@ -118,7 +121,8 @@ class JointTraining:
             deciding = AtFractions(fractions, router, _SKIP, gumbel, draw)
             loss = distil(_rows(self._routed.outputs(self._with_adapters(arguments), deciding)), teacher)
             if loss.requires_grad:
-                loss.backward()  # type: ignore[no-untyped-call]
+                relative = loss / _at_first(history, f"kl/{budget:g}", loss.item())
+                relative.backward()  # type: ignore[no-untyped-call]
         return {"kl": loss.item(), "budget": budget, f"kl/{budget:g}": loss.item()}
 
     def _policy(
@@ -158,6 +162,13 @@ class _Still:
 
     def shift(self, gate: str, features: Tensor) -> Tensor:
         return self._router.shift(gate, features).detach()
+
+
+def _at_first(history: Sequence[Mapping[str, float]], name: str, now: float) -> float:
+    """Mean of the first few values of that name, the one of now among them where there are few."""
+    found = [numbers[name] for numbers in history if name in numbers][:_FIRST]
+    found += [now] * (len(found) < _FIRST)
+    return max(sum(found) / len(found), _LEAST)
 
 
 def _rows(logits: Tensor) -> Tensor:
