@@ -29,6 +29,7 @@ from srrc.training.adapters import Adapters
 from srrc.training.batches import Batches, tokenised
 from srrc.training.joint import JointTraining
 from srrc.training.log import logging
+from srrc.training.plot import plot_joint, plot_router
 from srrc.training.pretrain import POWERS, pretrain
 from srrc.training.routed import Routed
 from srrc.training.router import Router
@@ -145,6 +146,7 @@ def _router(
         learned=traced.vectors,
     )
     learned.save(folder / "profile.srr")
+    plot_router({f"{power:g}": drifts for power, drifts in traced.drifts.items()}, folder / "router.png")
     report = {
         "power": traced.power,
         "drifts": {f"{power:g}": drifts for power, drifts in traced.drifts.items()},
@@ -186,6 +188,7 @@ def _joint(
     before = state.load(kept, key)
     with logging(folder, "joint", settings.steps, before.step if before else 0, show=progress) as log:
         held = training.run(kept, key, log, workers, before)
+    plot_joint(held.history, folder / "joint.png")
     adapter = folder / "adapter" if adapters is not None else None
     adapted = model
     if adapters is not None and adapter is not None:

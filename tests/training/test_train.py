@@ -50,8 +50,8 @@ def test_both_phases_leave_the_model_as_it_was_and_write_what_they_say(
     fresh = llama().state_dict()
     assert all(torch.equal(value, fresh[name]) for name, value in model.state_dict().items())
     assert {path.name for path in out.iterdir()} >= {
-        "profile.srr", "router.json", "router.jsonl",
-        "adapter", "adapted.srr", "joint.json", "joint.jsonl", "tensorboard",
+        "profile.srr", "router.json", "router.jsonl", "router.png",
+        "adapter", "adapted.srr", "joint.json", "joint.jsonl", "joint.png", "tensorboard",
     }  # fmt: skip
     assert json.loads((out / "joint.json").read_text())["kl"] > 0
     assert not list(out.glob("*.part"))
