@@ -71,6 +71,7 @@ def route(graph: CompiledGraph, profile: Profile, tokens: tuple[int, int] | None
         lambda: graph.times,
         graph.events,
         seed=graph.serial,
+        lock=stream.history.lock,
     )
     graph.replan = graph.adaptation.plan
     _follow(graph, graph.replan(options.budget if asked is None else asked))

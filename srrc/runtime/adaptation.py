@@ -46,7 +46,7 @@ class Trial:
 
 
 class Adaptation:
-    """One graph's. Thread-safe.
+    """One graph's. Thread-safe, where graphs that share what was learned share `lock` too.
 
     key:        what plans of this graph are kept under: two graphs of one key have the same gates
     learned:    what the history knows of the texts at hand; `enter` goes on with another
@@ -66,6 +66,7 @@ class Adaptation:
         times: Callable[[], Mapping[str, GateTime]],
         events: Events,
         seed: int = 0,
+        lock: "threading.RLock | None" = None,
     ) -> None:
         self.learned = learned
         self._key = key
@@ -74,7 +75,7 @@ class Adaptation:
         self.pace: Pace | None = None
         self._budget: float | None = None
         self._random = random.Random(seed)  # noqa: S311 (which calls are measured is no secret)
-        self._lock = threading.Lock()
+        self._lock = lock or threading.RLock()
 
     @property
     def regulator(self) -> Regulator | None:
