@@ -32,7 +32,7 @@ from srrc.training.workers import Workers
 
 _SKIP = 1
 _WARM_UP = 20
-_CLIP = 1.0
+_CLIP = 10.0
 _FIRST = 4
 _LEAST = 1e-6
 

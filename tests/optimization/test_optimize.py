@@ -200,7 +200,7 @@ def test_float16_runs_and_a_missing_kernel_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "bf16").exists()
 
 
-@pytest.mark.parametrize("name", ["t5", "whisper", "bert"])
+@pytest.mark.parametrize("name", [pytest.param("t5", marks=pytest.mark.slow), "whisper", "bert"])
 def test_other_kinds_of_model(name: str, tmp_path: Path) -> None:
     report = srrc.optimize(families.tiny(name).model, tmp_path / "out", settings=QUICK)
     expected = ["model.onnx"] if name == "bert" else ["encoder_model.onnx", "decoder_model.onnx"]
@@ -209,7 +209,7 @@ def test_other_kinds_of_model(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("paying")
-@pytest.mark.parametrize("name", ["bert", "bart"])
+@pytest.mark.parametrize("name", ["bert", pytest.param("bart", marks=pytest.mark.slow)])
 def test_what_takes_text_is_calibrated_and_judged_on_it(
     name: str, tmp_path: Path, letters: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,7 +13,7 @@ from srrc.optimization.settings import Settings
     [
         ({"budget": 0.0}, "would compute nothing"),
         ({"budget": 1.5}, "out of range"),
-        ({"budget": "half"}, "not a number"),
+        ({"budget": "half"}, "neither a fraction"),
         ({"max_drift": -0.1}, "out of range"),
         ({"opset": 12}, "opset 12 is not supported; known: 23"),
         ({"precision": "float8"}, "no precision 'float8'; known: float32"),

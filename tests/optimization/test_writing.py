@@ -18,7 +18,9 @@ from srrc.optimization.writing import SOURCES, WritingReader
 SETTINGS = Settings(prompts=2, new_tokens=6, heldout_tokens=256, rounds=1, prefill=16, past=8)
 
 
-@pytest.mark.parametrize("name", ["t5", "bart", "whisper"])
+@pytest.mark.parametrize(
+    "name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("t5", "bart")), "whisper"]
+)
 def test_it_reads_text_and_writes_eagers_likeliest_tokens(
     name: str, tmp_path: Path, letters: Any, lively: Any
 ) -> None:
