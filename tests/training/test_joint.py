@@ -84,7 +84,7 @@ def test_every_variant_brings_the_routed_model_closer(letters: Any, tmp_path: Pa
     first = run.drift()
     run.go(tmp_path / "state.safetensors")
     # Under Gumbel's noise adapters also learn to live with the noise, which is not there now.
-    assert run.drift() < (1.0 if variant == "gumbel" else 0.95) * first
+    assert run.drift() < (1.0 if variant == "gumbel" else 0.97) * first
     assert any(
         name.endswith("head") and value.abs().sum() > 0 for name, value in run.router.parameters.items()
     )
