@@ -20,7 +20,7 @@ from srrc.control.plan import Plan
 from srrc.control.regulator import Regulator
 from srrc.control.trail import Trail
 
-PLANS = 32
+PLANS = 8
 """Plans kept of one domain; the least recently used goes first."""
 
 CONTEXTS = 256

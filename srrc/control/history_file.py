@@ -21,6 +21,9 @@ from srrc.profile import read_tensors, write_atomically
 FORMAT = 1
 """Version of the file's layout."""
 
+PLANS = 2
+"""Plans of a domain that are written, those used last: each takes some 20 kB, and requests wait while they are."""
+
 _KEY = "srrc_history"
 
 
@@ -80,7 +83,7 @@ def _described(learned: Learned) -> dict[str, Any]:
         "regulators": [[r.bound, r.reach, r.level, r.watching] for r in learned.regulators.values()],
         "plans": {
             key: dataclasses.asdict(plan) | {"reverted": sorted(plan.reverted)}
-            for key, plan in learned.plans.items()
+            for key, plan in [*learned.plans.items()][-PLANS:]
         },
         "seconds": learned.seconds,
     }
