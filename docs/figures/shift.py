@@ -1,12 +1,14 @@
 """Drift while the kind of text changes, with feedback and without: a table and a plot.
 
-    python docs/figures/shift.py MODEL PROFILE OUT.png [--bound 0.02] [--calls 1500] [--feedback 0.01]
+    python docs/figures/shift.py MODEL PROFILE OUT.png [--bound 0.02] [--calls 768] [--feedback 0.02] [--optimism 1]
 
 Prose, then program code, then arithmetic are read token by token through the compiled decode step; drift of each
-token is KL(dense, routed) against the eager model on the same text.
+token is KL(dense, routed) against the eager model on the same text. With an optimism of 4, the profile is made to say a
+quarter of what it measured, as one does that was calibrated on texts quite unlike these.
 """
 
 import argparse
+import dataclasses
 import inspect
 import json
 from collections.abc import Iterator
@@ -18,6 +20,7 @@ from torch import Tensor
 
 import srrc
 from srrc.models_zoo import texts
+from srrc.profile import Joint, Profile
 
 WINDOW, PREFILL = 256, 64
 AVERAGED = 100
@@ -44,6 +47,17 @@ def windows(tokenizer: Any, calls: int) -> Iterator[tuple[str, Tensor]]:
         ids = tokenizer(text[: 40 * calls], add_special_tokens=False)["input_ids"]
         for start in range(0, calls * WINDOW // (WINDOW - PREFILL), WINDOW):
             yield kind, torch.tensor([ids[start : start + WINDOW]])
+
+
+def optimistic(profile: Profile, times: float) -> Profile:
+    """The profile with every drift divided by `times`."""
+    gates = {
+        name: dataclasses.replace(gate, drift=gate.drift / times) for name, gate in profile.gates.items()
+    }
+    joint = tuple(
+        Joint(point.added / times, point.measured / times, point.error / times) for point in profile.joint
+    )
+    return dataclasses.replace(profile, gates=gates, joint=joint)
 
 
 def drifts(name: str, options: dict[str, object], calls: int) -> tuple[list[tuple[str, float]], Any]:
@@ -88,9 +102,11 @@ def main() -> None:
     parser.add_argument("profile", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--bound", type=float, default=0.02)
-    parser.add_argument("--calls", type=int, default=1500)
-    parser.add_argument("--feedback", type=float, default=0.01)
+    parser.add_argument("--calls", type=int, default=768)
+    parser.add_argument("--feedback", type=float, default=0.02)
+    parser.add_argument("--optimism", type=float, default=1.0)
     asked = parser.parse_args()
+    profile = optimistic(Profile.load(asked.profile), asked.optimism)
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -98,7 +114,7 @@ def main() -> None:
 
     figure, axes = plt.subplots(figsize=(8, 3.5))
     for label, feedback in (("watched", asked.feedback), ("unwatched", 0.0)):
-        options = {"profile": asked.profile, "max_drift": asked.bound, "feedback": feedback}
+        options = {"profile": profile, "max_drift": asked.bound, "feedback": feedback}
         found, stats = drifts(asked.model, options, asked.calls)
         report(label, found, asked.bound)
         print(json.dumps({name: stats[name] for name in ("drift", "events", "history")}, default=str))
