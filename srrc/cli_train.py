@@ -21,7 +21,7 @@ def train(
     profile: ProfilePath = None,
     steps: Annotated[int, typer.Option(help="of phase joint, a batch each")] = 400,
     rank: Annotated[int, typer.Option(help="of the LoRA adapters; 0 trains gates alone")] = 16,
-    rate: Annotated[float, typer.Option(help="the adapters' learning rate")] = 5e-4,
+    rate: Annotated[float, typer.Option(help="the adapters' learning rate")] = 3e-4,
     variant: Annotated[str, typer.Option(help="straight-through, gumbel or policy")] = "straight-through",
     budgets: Annotated[str, typer.Option(help="to train under, from easy to hard")] = "0.8,0.7,0.6,0.5,0.4",
     seed: Annotated[int, typer.Option(help="of batches, adapters and noise")] = 0,

@@ -28,7 +28,7 @@ class Joint:
     rows: int = 4
     length: int = 256
     rank: int = 16
-    rate: float = 5e-4
+    rate: float = 3e-4
     router_rate: float = 2e-3
     budgets: tuple[float, ...] = BUDGETS
     variant: str = "straight-through"
