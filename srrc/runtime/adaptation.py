@@ -74,6 +74,7 @@ class Adaptation:
         self._times, self._events = times, events
         self.pace: Pace | None = None
         self._budget: float | None = None
+        self._savings: dict[float, float] = {}
         self._random = random.Random(seed)  # noqa: S311 (which calls are measured is no secret)
         self._lock = lock or threading.RLock()
 
@@ -90,6 +91,7 @@ class Adaptation:
                 self._budget = self.pace.fraction
             else:
                 self.pace, self._budget = None, budget
+            self._savings = {}
             return self._enter()
 
     def took(self, call: int, seconds: float) -> Plan | None:
@@ -108,14 +110,17 @@ class Adaptation:
 
     def _saves(self, fraction: float) -> float:
         """Seconds of a call that the plan of a budget saves, by the times of its gates."""
-        times = self._times()
-        dropped = self._at(None, fraction).fractions
-        return sum(times[gate].saved(part) for gate, part in dropped.items() if gate in times)
+        if fraction not in self._savings:
+            times = self._times()
+            dropped = self._make(None, fraction).fractions
+            saved = (times[gate].saved(part) for gate, part in dropped.items() if gate in times)
+            self._savings[fraction] = sum(saved)
+        return self._savings[fraction]
 
     def enter(self, learned: Learned) -> Plan:
         """Go on with what was learned on other texts. Returns the plan for them."""
         with self._lock:
-            self.learned = learned
+            self.learned, self._savings = learned, {}
             return self._enter()
 
     def _enter(self) -> Plan:
@@ -145,6 +150,7 @@ class Adaptation:
             if not learned.trail.measured(drift, self._at(self._rung()).drift, learned.beliefs):
                 return None
             learned.plans.clear()
+            self._savings = {}
             self._events.add(
                 call, "rollback", "drift grew after the last step: plans follow what they did before it"
             )
@@ -160,7 +166,7 @@ class Adaptation:
                 self._events.add(
                     call,
                     "alarm",
-                    f"measured {drift:.3g} nats, bound {self.regulator.bound:.3g}: every call is measured",
+                    f"measured {drift:.3g} nats of {self.regulator.bound / CARRIED:.3g}: every call is measured now",
                     drift=drift,
                     bound=self.regulator.bound,
                 )
@@ -203,6 +209,7 @@ class Adaptation:
             self.learned.explored = 0
             self.learned.trail.step(self.learned.beliefs)
             self.learned.plans.clear()
+            self._savings = {}
             self._events.add(call, "step", f"plans follow what {LEARN} explored gates have shown")
             return self._current()
 
@@ -220,9 +227,9 @@ class Adaptation:
     def _current(self) -> Plan:
         return self._at(self._rung())
 
-    def _at(self, rung: int | None, budget: float | None = None) -> Plan:
+    def _at(self, rung: int | None) -> Plan:
         """The plan of a rung; of None, what the budget asks for, or the bound where nothing is measured."""
-        budget = self._budget if budget is None else budget
+        budget = self._budget
         held = (
             f"{self._key} budget={budget} bound={self._max_drift} feedback={self._fraction > 0} rung={rung}"
         )
