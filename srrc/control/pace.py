@@ -28,6 +28,10 @@ LEAST = 0.3
 STEP = 0.02
 """Fractions are multiples of this, so that plans are found again."""
 
+PATIENCE = 8
+"""Windows for which no fraction is tried again at which calls took too long: the first gates to close may save more
+than was asked for, and without them it is too slow again."""
+
 _LATE, _EARLY = 1.01, 0.94
 
 
@@ -47,6 +51,8 @@ class Pace:
     median: float | None = None
     late: bool = False
     _need: float = 0.0
+    _highest: float = 1.0
+    _patience: int = 0
     _seen: list[float] = field(default_factory=list)
     _warm: bool = False
 
@@ -72,9 +78,23 @@ class Pace:
             most = saves(LEAST)
             self._need = min(max(0.0, self._need + GAIN * (self.median - AIM * self.target)), max(most, 0.0))
         before = self.fraction
-        self.fraction = max(self._wanted(saves), round(before - GRADUAL, 6), LEAST)
+        self._remember(before)
+        wanted = self._wanted(saves)
+        if saves(self._highest) > 0:
+            wanted = min(wanted, self._highest)
+        self.fraction = max(wanted, round(before - GRADUAL, 6), LEAST)
         self.late = self.median > _LATE * self.target and self.fraction >= before
         return self.fraction != before
+
+    def _remember(self, fraction: float) -> None:
+        """Go no higher than what was too slow just now, for a while."""
+        assert self.median is not None
+        if self.median > _LATE * self.target:
+            self._highest, self._patience = max(LEAST, round(fraction - STEP, 6)), PATIENCE
+        elif self._patience:
+            self._patience -= 1
+            if not self._patience:
+                self._highest = 1.0
 
     def _wanted(self, saves: Callable[[float], float]) -> float:
         """The largest fraction whose plan saves what is needed, by bisection; `LEAST` where none does."""

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from srrc.control.pace import FIRST, GRADUAL, LEAST, STEP, WINDOW, Pace
+from srrc.control.pace import FIRST, GRADUAL, LEAST, PATIENCE, STEP, WINDOW, Pace
 
 DENSE = 20e-3
 
@@ -82,3 +82,13 @@ def test_gates_that_save_nothing_are_left_open() -> None:
         pace.took(DENSE, lambda fraction: 0.0)
     assert pace.fraction == 1.0
     assert pace.late
+
+
+def test_gates_that_save_more_than_was_asked_for_are_not_opened_and_closed_in_turn() -> None:
+    pace, fractions = Pace(0.985 * DENSE), []
+    for _ in range(1 + FIRST + 24 * WINDOW):
+        fractions.append(pace.fraction)
+        seconds = DENSE if pace.fraction == 1.0 else 0.9 * DENSE  # whatever is closed first saves a tenth
+        pace.took(seconds, lambda fraction: 0.0 if fraction == 1.0 else 0.1 * DENSE)
+    settled = fractions[1 + FIRST + WINDOW :]
+    assert sum(fraction == 1.0 for fraction in settled) < len(settled) / PATIENCE
