@@ -72,7 +72,11 @@ class Settings:
         )
 
     def judging(self, tasks: int) -> "Settings":
-        """To judge quality alone: windows that hold every scenario's requests, and no compilation timed."""
+        """To judge quality alone: windows that hold every scenario's requests, and no compilation timed.
+
+        Raises OptionError for no tasks.
+        """
+        _whole("tasks", tasks, 1)
         return replace(self, tasks=tasks, prefill_length=256, new_tokens=64, cold=False)
 
     def quick(self) -> "Settings":

@@ -181,7 +181,7 @@ def test_compilation_is_timed_cold_and_warm() -> None:
         (("tiny_models:llama", "--profile", "missing.srr"), "no profile at missing.srr"),
         (("tiny_models:bert",), "writes no text"),
         (("tiny_models:llama", "--quality"), "without a tokenizer"),
-        (("tiny_models:llama", "--quality", "--tasks", "-1"), "tasks=-1"),
+        (("tiny_models:llama", "--quality", "--tasks", "0"), "tasks=0"),
         (("smollm2-135",), "did you mean 'smollm2-135m'"),
     ],
 )
