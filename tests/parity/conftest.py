@@ -132,3 +132,25 @@ def parity() -> Iterator[Callable[..., Parity]]:
         warnings.simplefilter("error", srrc.errors.SrrWarning)
         yield Parity
     torch._dynamo.reset()
+
+
+@pytest.fixture(scope="session")
+def lively() -> Callable[[], Any]:
+    """Makes tiny Llamas with weights large enough for gates to move their logits, each like the last."""
+
+    def make() -> Any:
+        torch._dynamo.reset()
+        model = families.tiny("llama").model
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 2:
+                    parameter.mul_(3)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def every_gate_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On so small a model none would save time."""
+    monkeypatch.setattr("srrc.compiler.gate_times", lambda calls: {})

@@ -8,26 +8,17 @@ import torch
 from torch import Tensor, nn
 
 import srrc
-from srrc.models_zoo import families
 from srrc.profile import Joint, Profile
 from srrc.relevance.drift import measure
+
+pytestmark = pytest.mark.usefixtures("every_gate_pays")
 
 TEXT = " ".join(f"the {word} of {number}" for number in range(200) for word in ("cost", "gate", "plan"))
 CALLS, OPTIMISM = 120, 50.0
 
 
-def lively() -> nn.Module:
-    torch._dynamo.reset()
-    model = families.tiny("llama").model
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(3)
-    return model
-
-
 @pytest.fixture(scope="module")
-def optimist(letters: Any) -> Profile:
+def optimist(lively: Any, letters: Any) -> Profile:
     """A profile that says a fiftieth of what each gate drifts by: the texts have changed since."""
     made = srrc.calibrate(lively(), letters, TEXT, windows=4, length=24, progress=False)
     gates = {
@@ -37,18 +28,12 @@ def optimist(letters: Any) -> Profile:
     return dataclasses.replace(made, gates=gates, joint=(Joint(1e-9, 1e-9, 0.0), Joint(1.0, 1.0, 0.0)))
 
 
-@pytest.fixture(autouse=True)
-def every_gate_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On so small a model none would save time."""
-    monkeypatch.setattr("srrc.compiler.gate_times", lambda calls: {})
-
-
 def texts() -> list[Tensor]:
     draw = torch.Generator().manual_seed(0)
     return [torch.randint(4, 100, (1, 4), generator=draw) for _ in range(CALLS)]
 
 
-def drifts(profile: Profile, **options: object) -> tuple[list[float], nn.Module]:
+def drifts(lively: Any, profile: Profile, **options: object) -> tuple[list[float], nn.Module]:
     eager, model = lively(), lively()
     model.compile(backend="srr", options={"profile": profile, **options})
     with torch.no_grad():
@@ -56,11 +41,13 @@ def drifts(profile: Profile, **options: object) -> tuple[list[float], nn.Module]
     return found, model
 
 
-def test_drift_is_brought_back_under_the_bound_and_without_feedback_it_is_not(optimist: Profile) -> None:
-    harmed, _ = drifts(optimist, max_drift=1e-4, feedback=0.0)
+def test_drift_is_brought_back_under_the_bound_and_without_feedback_it_is_not(
+    lively: Any, optimist: Profile
+) -> None:
+    harmed, _ = drifts(lively, optimist, max_drift=1e-4, feedback=0.0)
     bound = sum(harmed) / CALLS / 5
-    unwatched, blind = drifts(optimist, max_drift=bound, feedback=0.0)
-    watched, model = drifts(optimist, max_drift=bound, feedback=1.0)
+    unwatched, blind = drifts(lively, optimist, max_drift=bound, feedback=0.0)
+    watched, model = drifts(lively, optimist, max_drift=bound, feedback=1.0)
     assert sum(unwatched[60:]) / 60 > 1.5 * bound
     assert sum(watched[60:]) / 60 < 1.3 * bound
     assert srrc.stats(blind)["drift"]["samples"] == 0
@@ -74,8 +61,8 @@ def test_drift_is_brought_back_under_the_bound_and_without_feedback_it_is_not(op
     assert str(explained.events[-1]) in str(explained)
 
 
-def test_gates_are_explored_and_their_curves_corrected(optimist: Profile) -> None:
-    _, model = drifts(optimist, budget=0.8, feedback=1.0)
+def test_gates_are_explored_and_their_curves_corrected(lively: Any, optimist: Profile) -> None:
+    _, model = drifts(lively, optimist, budget=0.8, feedback=1.0)
     told = srrc.stats(model)
     assert told["events"]["explored"] > CALLS / 10
     events = [event for event in srrc.explain(model).events if event.kind == "explored"]
@@ -87,8 +74,8 @@ def test_gates_are_explored_and_their_curves_corrected(optimist: Profile) -> Non
     assert told["drift"]["bound"] is None
 
 
-def test_counters_start_anew(optimist: Profile) -> None:
-    _, model = drifts(optimist, max_drift=1e-4, feedback=1.0)
+def test_counters_start_anew(lively: Any, optimist: Profile) -> None:
+    _, model = drifts(lively, optimist, max_drift=1e-4, feedback=1.0)
     assert srrc.stats(model, reset=True)["events"]
     assert srrc.stats(model)["events"] == {}
     assert srrc.explain(model).events == ()

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 import srrc
 from srrc.errors import OptionError, ProfileError
-from srrc.models_zoo import families
 from srrc.profile import Joint, Profile
 from srrc.relevance.context import kept_basis
+
+pytestmark = pytest.mark.usefixtures("every_gate_pays")
 
 KINDS = ("abc", "xyz")
 
@@ -25,18 +26,8 @@ def text(kind: int, seed: int, count: int = 96) -> str:
     return "".join(letters[int(at)] for at in torch.randint(0, len(letters), (count,), generator=draw))
 
 
-def lively() -> nn.Module:
-    torch._dynamo.reset()
-    model = families.tiny("llama").model
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(3)
-    return model
-
-
 @pytest.fixture(scope="module")
-def profile(letters: Any) -> Profile:
+def profile(lively: Any, letters: Any) -> Profile:
     texts = [text(kind, seed) for seed in range(12) for kind in (0, 1)]
     made = srrc.calibrate(lively(), letters, texts, windows=6, length=64, progress=False)
     open_ended = {
@@ -44,12 +35,6 @@ def profile(letters: Any) -> Profile:
         for name, gate in made.gates.items()
     }
     return dataclasses.replace(made, gates=open_ended, joint=(Joint(1e-9, 1e-9, 0.0), Joint(1.0, 1.0, 0.0)))
-
-
-@pytest.fixture(autouse=True)
-def every_gate_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On so small a model none would save time."""
-    monkeypatch.setattr("srrc.compiler.gate_times", lambda calls: {})
 
 
 def answer(model: nn.Module, ids: Tensor, steps: int = 4) -> None:
@@ -60,13 +45,13 @@ def answer(model: nn.Module, ids: Tensor, steps: int = 4) -> None:
             model(ids[:, step : step + 1])
 
 
-def test_calibration_says_what_contexts_are_measured_in(profile: Profile) -> None:
+def test_calibration_says_what_contexts_are_measured_in(lively: Any, profile: Profile) -> None:
     basis = kept_basis(profile.vectors)
     assert basis is not None
     assert basis.projection.shape[1] == len(basis.mean) == lively().config.hidden_size
 
 
-def test_the_second_request_of_a_kind_finds_its_plan(profile: Profile, letters: Any) -> None:
+def test_the_second_request_of_a_kind_finds_its_plan(lively: Any, profile: Profile, letters: Any) -> None:
     model = lively()
     model.compile(
         backend="srr", options={"profile": profile, "budget": 0.8, "max_drift": 1.0, "feedback": 1.0}
@@ -83,7 +68,7 @@ def test_the_second_request_of_a_kind_finds_its_plan(profile: Profile, letters: 
     assert srrc.stats(model)["history"]["hits"] == 0
 
 
-def test_contexts_are_apart(profile: Profile, letters: Any) -> None:
+def test_contexts_are_apart(lively: Any, profile: Profile, letters: Any) -> None:
     """What one user's texts taught does not move another's plan."""
     model = lively()
     options = {"profile": profile, "budget": 0.8, "max_drift": 1e-4, "feedback": 1.0, "context": "ada"}
@@ -104,7 +89,7 @@ def test_contexts_are_apart(profile: Profile, letters: Any) -> None:
     assert ada == pytest.approx(level, abs=3e-5)  # moved by its own last measurements alone
 
 
-def test_a_context_is_a_name_and_needs_a_model_that_ran(profile: Profile) -> None:
+def test_a_context_is_a_name_and_needs_a_model_that_ran(lively: Any, profile: Profile) -> None:
     model = lively()
     model.compile(backend="srr", options={"profile": profile, "budget": 0.8})
     with pytest.raises(OptionError, match="ran once"):
@@ -113,7 +98,9 @@ def test_a_context_is_a_name_and_needs_a_model_that_ran(profile: Profile) -> Non
         srrc.set_context(model, 3)  # type: ignore[arg-type]
 
 
-def test_a_history_of_another_profile_is_refused(profile: Profile, letters: Any, tmp_path: Path) -> None:
+def test_a_history_of_another_profile_is_refused(
+    lively: Any, profile: Profile, letters: Any, tmp_path: Path
+) -> None:
     options = {"budget": 0.8, "history": tmp_path / "history.srr"}
     ids = torch.tensor([letters(text(0, 1))["input_ids"]])
     model = lively()

@@ -97,7 +97,7 @@ def test_a_finished_phase_is_not_done_again(
     assert again.adapter == out / "adapter"
 
 
-def test_a_trained_profile_decides_the_same_in_a_new_process(trained: tuple[Path, nn.Module]) -> None:
+def test_a_trained_profile_is_the_same_each_time_it_is_read(trained: tuple[Path, nn.Module]) -> None:
     out, _ = trained
     first, second = Profile.load(out / "profile.srr"), Profile.load(out / "profile.srr")
     assert first.vectors.keys() == second.vectors.keys()
