@@ -9,9 +9,12 @@ from typing import Any, cast
 
 import torch
 from torch import fx
+from torch._functorch import config as functorch_config
+from torch._functorch._aot_autograd.schemas import ViewAndMutationMeta
 from torch._guards import TracingContext, tracing
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._subclasses import FakeTensorMode
+from torch.autograd.graph import increment_version
 
 REGION_CONFIG: dict[str, Any] = {"size_asserts": False, "alignment_asserts": False}
 """Layout asserts are off in regions: Dynamo guards the graph's inputs, and `runtime.driver` checks what regions pass
@@ -21,11 +24,47 @@ on to each other once, on the first call, instead of on every call (85 microseco
 def compile_region(
     module: fx.GraphModule, inputs: Sequence[object], fake_mode: FakeTensorMode
 ) -> Callable[..., Any]:
-    """Compile `module` (it is consumed) for `inputs` (fake tensors and SymInts). Returns f(*inputs) -> tuple."""
-    with tracing(TracingContext(fake_mode)), torch.no_grad():
+    """Compile `module` (it is consumed) for `inputs` (fake tensors and SymInts). Returns f(*inputs) -> tuple.
+
+    AOTAutograd's cache is left out: what comes from it has its wrappers on. Inductor's own is used.
+    """
+    made: list[Any] = []
+
+    def inner(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
+        made.append((compile_fx_inner(gm, example_inputs, **kwargs), len(example_inputs)))
+        return made[-1][0]
+
+    tracing_context = TracingContext(fake_mode)
+    without_cache = functorch_config.patch(enable_autograd_cache=False)
+    with tracing(tracing_context), torch.no_grad(), without_cache:
         values: list[Any] = [_resolved(value) for value in inputs]
-        compiled = compile_fx(module, values, config_patches=dict(REGION_CONFIG))
-    return cast("Callable[..., Any]", compiled)
+        compiled = compile_fx(module, values, inner_compile=inner, config_patches=dict(REGION_CONFIG))
+    metadata = tracing_context.fw_metadata
+    if metadata is None or [count for _, count in made] != [len(values)] or not _stands_alone(metadata):
+        return cast("Callable[..., Any]", compiled)
+    call, written = made[0][0].current_callable, metadata.mutated_graph_handled_indices_seen_by_autograd
+    if not written:
+        return lambda *args: call(list(args))
+
+    def call_and_count(*args: Any) -> Any:
+        increment_version([args[at] for at in written])
+        return call(list(args))
+
+    return call_and_count
+
+
+def _stands_alone(metadata: ViewAndMutationMeta) -> bool:
+    """Whether Inductor's code is all of a region, but for the versions of inputs that it writes to.
+
+    AOTAutograd's wrapper makes views of outputs anew, copies what was written back to inputs, and switches autocast
+    off. Where there is nothing of that to do it still takes 20 microseconds a region: 6% of a token in SmolLM2-135M.
+    """
+    return (
+        metadata.num_outputs_aliased == 0
+        and metadata.num_intermediate_bases == 0
+        and metadata.num_mutated_inp_runtime_indices == 0
+        and not torch._C._is_any_autocast_enabled()  # noqa: SLF001
+    )
 
 
 def _resolved(value: object) -> object:

@@ -46,6 +46,7 @@ from srrc.runtime.driver import Step, build_driver
 from srrc.runtime.fallback import fall_back
 from srrc.runtime.gate_times import branch_times, gate_times
 from srrc.runtime.gates import GateStore
+from srrc.runtime.huge_pages import use_huge_pages
 from srrc.runtime.release import release
 from srrc.runtime.specialisations import Signature
 
@@ -180,6 +181,7 @@ def _specialise(
         measured = gate_times(gated_calls(context.gates, values)) | branch_times(branches, context.gates)
         graph.times = {**graph.times, **measured}
     release(())  # compiling leaves as much in the allocator's arenas as a small model weighs
+    use_huge_pages([*captured.living_weights().values(), *gm.buffers()])
     return driver.run
 
 

@@ -1,0 +1,74 @@
+"""Puts weights on huge pages, in place (Linux; elsewhere nothing is done).
+
+Every token walks through all of the weights, whose small pages are more than the TLB holds: on a virtual machine, where
+a miss costs two walks, and most of all where rows are skipped, so that fewer bytes of a page are read. Addresses and
+values stay what they are.
+"""
+
+import ctypes
+import logging
+import mmap
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor
+
+log = logging.getLogger("srrc.cache")
+
+_COLLAPSE = 25
+"""MADV_COLLAPSE, Linux 6.1; before that the kernel's daemon comes by some time after MADV_HUGEPAGE."""
+_EXCLUSIVE = 1 << 56
+"""Of an entry of /proc/self/pagemap: no other process maps the page. A fork's weights stay shared."""
+_OF_A_FILE = 1 << 61
+_SETTINGS = Path("/sys/kernel/mm/transparent_hugepage")
+_PAGES = Path("/proc/self/pagemap")
+
+
+def use_huge_pages(tensors: Iterable[Tensor]) -> int:
+    """Move the memory of `tensors` to huge pages where most of such a page is theirs. Returns how many bytes it now is.
+
+    What is mapped from a file, or shared with another process, stays. Nothing is done where the system's setting is
+    "never", and what cannot be done is left.
+    """
+    size = _size()
+    if size == 0:
+        return 0
+    system = ctypes.CDLL(None)
+    system.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    covered: Counter[int] = Counter()
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    for start, length in storages.items():
+        for page in range(start // size, -(-(start + length) // size)):
+            covered[page] += min(start + length, (page + 1) * size) - max(start, page * size)
+    done = sum(_collapse(system, page * size, size) for page, of_it in covered.items() if 2 * of_it >= size)
+    log.info("%d of %d MB are on huge pages", done >> 20, sum(storages.values()) >> 20)
+    return done
+
+
+def _collapse(system: ctypes.CDLL, start: int, size: int) -> int:
+    """The bytes from `start` that are on a huge page now: `size` or none."""
+    if not _own(start):
+        return 0
+    system.madvise(start, size, mmap.MADV_HUGEPAGE)
+    return 0 if system.madvise(start, size, _COLLAPSE) else size
+
+
+def _own(address: int) -> bool:
+    """Whether the page there is this process's alone, and of no file."""
+    with _PAGES.open("rb") as pages:
+        pages.seek(address // mmap.PAGESIZE * 8)
+        entry = int.from_bytes(pages.read(8), sys.byteorder)
+    return bool(entry & _EXCLUSIVE) and not entry & _OF_A_FILE
+
+
+def _size() -> int:
+    """Bytes of a huge page; 0 where there are none to be had."""
+    try:
+        if not sys.platform.startswith("linux") or "[never]" in (_SETTINGS / "enabled").read_text():
+            return 0
+        _PAGES.open("rb").close()
+        return int((_SETTINGS / "hpage_pmd_size").read_text())
+    except (OSError, ValueError):
+        return 0
