@@ -165,6 +165,10 @@ def bench(
     json_path: Annotated[Path | None, typer.Option("--json", help="write the figures to this file")] = None,
     plot_path: Annotated[Path | None, typer.Option("--plot", help="draw drift against speed into it")] = None,
     profile: ProfilePath = None,
+    adapter: Annotated[
+        Path | None,
+        typer.Option(help="a LoRA adapter of the routed variants; all are held against the model without it"),
+    ] = None,
     budgets: Annotated[str, typer.Option(help="of the routed variants")] = "0.9,0.8,0.7,0.6,0.5",
     variants: Annotated[
         str | None,
@@ -204,6 +208,7 @@ def bench(
         cold=cold,
         budgets=parse_budgets(budgets),
         profile=profile,
+        adapter=adapter,
     )
     kinds = None if variants is None else [kind.strip() for kind in variants.split(",")]
     if quality:

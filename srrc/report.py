@@ -18,7 +18,7 @@ from srrc.routing import NO_PROFILE
 from srrc.runtime.asked_budget import ask
 from srrc.runtime.compiled_graph import CompiledGraph, graphs_of
 from srrc.runtime.events import Event
-from srrc.runtime.gates import Gate, reset_counters, set_records
+from srrc.runtime.gates import Gate, reset_counters
 from srrc.runtime.ledger import Entry
 from srrc.runtime.stream import told
 
@@ -108,8 +108,7 @@ def set_budget(compiled: object, budget: float | str) -> None:
     ask(held, value, graphs[-1].options if graphs else None)
     for graph in gated:
         assert graph.replan is not None
-        graph.plan = graph.replan(value)
-        set_records(graph.gates, {} if graph.stale else graph.plan.thresholds)
+        graph.follow(graph.replan(value))
 
 
 def set_context(compiled: object, context: str) -> None:

@@ -74,7 +74,7 @@ def route(graph: CompiledGraph, profile: Profile, tokens: tuple[int, int] | None
         lock=stream.history.lock,
     )
     graph.replan = graph.adaptation.plan
-    _follow(graph, graph.replan(options.budget if asked is None else asked))
+    graph.follow(graph.replan(options.budget if asked is None else asked))
 
 
 def listen(
@@ -97,8 +97,7 @@ def listen(
 def _follow(graph: CompiledGraph, plan: Plan | None) -> None:
     """Let the gates follow another plan, if there is one."""
     if plan is not None:
-        graph.plan = plan
-        set_records(graph.gates, {} if graph.stale else plan.thresholds)
+        graph.follow(plan)
 
 
 def budget_of(graph: CompiledGraph) -> Budget | None:

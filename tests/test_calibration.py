@@ -2,6 +2,7 @@
 refuses.
 """
 
+import copy
 import random
 import string
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 import srrc
 from srrc.control.controller import plan
-from srrc.errors import ModelError, OptionError
+from srrc.errors import ModelError, OptionError, ProfileError
 from srrc.gated_model import GatedModel
 from srrc.models_zoo import families
 from srrc.ops import layer_gate
@@ -64,6 +65,31 @@ def test_predicted_drift_is_what_other_text_shows(calibrated: tuple[nn.Module, P
         reference = run_dense(replay, arguments, gated.output, settings)
         found = together(replay, arguments, reference, gated.output, made.thresholds["decode"])
     assert found.mean == pytest.approx(made.drift, rel=0.5)
+
+
+def test_curves_of_a_like_model_are_taken_over(calibrated: tuple[nn.Module, Profile], letters: Any) -> None:
+    model, profile = calibrated
+    moved = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.mul_(
+                1 + 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            )
+    sizes = {"windows": 4, "length": 24, "progress": False}
+    taken = srrc.calibrate(moved, letters, TEXT, **sizes, curves=profile)
+    anew = srrc.calibrate(moved, letters, TEXT, **sizes)
+    taken.check(dict(moved.named_parameters()))
+    assert taken.texts["curves"] == profile.digest()
+    assert list(taken.gates) == list(profile.gates)
+    for name, gate in taken.gates.items():
+        assert torch.equal(gate.drift, profile.gates[name].drift)
+        if gate.kind == "vocab":
+            continue  # its scores are of a basis, which is taken over as well
+        assert torch.equal(gate.quantiles, anew.gates[name].quantiles)
+        assert torch.equal(gate.kept_low, anew.gates[name].kept_low)
+        assert not torch.equal(gate.quantiles, profile.gates[name].quantiles)
+    assert [joint.added for joint in taken.joint] == [joint.added for joint in profile.joint]
+    assert taken.joint != profile.joint
 
 
 def test_it_survives_a_file_and_fits_its_model(calibrated: tuple[nn.Module, Profile], tmp_path: Path) -> None:
@@ -242,6 +268,14 @@ class TestRefusals:
     def test_no_place_for_a_gate(self) -> None:
         with pytest.raises(ModelError, match="no place where a gate can stand"):
             srrc.calibrate(nn.Conv1d(2, 2, 1), batches=[torch.randn(1, 2, 5)], progress=False)
+
+    def test_curves_of_another_model(self, letters: Any, calibrated: tuple[nn.Module, Profile]) -> None:
+        torch._dynamo.reset()
+        other = families.tiny("gpt2").model
+        with pytest.raises(ProfileError, match="curves are of another model"):
+            srrc.calibrate(
+                other, letters, TEXT, windows=1, length=8, quick=True, progress=False, curves=calibrated[1]
+            )
 
     def test_batches_of_several_shapes(self) -> None:
         model = nn.Sequential(nn.Linear(4, 9), nn.Tanh(), nn.Linear(9, 4))

@@ -6,7 +6,7 @@ import os
 import select
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -127,11 +127,13 @@ class Lineup:
             self.close(name)
             return None
 
-    def ask_all(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Ask all at once; the answers by name."""
-        for worker in self._workers.values():
+    def ask_all(
+        self, do: str, arguments: Callable[[str], Mapping[str, Any]] = lambda name: {}
+    ) -> dict[str, Any]:
+        """Ask all at once, each with the arguments of its name; the answers by name."""
+        for name, worker in self._workers.items():
             try:
-                worker.send(do, **arguments)
+                worker.send(do, **arguments(name))
             except WorkerError:
                 continue  # receive will say it
         found = {}

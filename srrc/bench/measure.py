@@ -39,7 +39,7 @@ class Run:
         """
         samples = {variant.name: Samples() for variant in self.variants}
         self.say("loading the model in every process")
-        self._spread(samples, "loaded", self.lineup.ask_all("load", **self._load_arguments()))
+        self._spread(samples, "loaded", self.lineup.ask_all("load", self._load_arguments))
         # One after another: they would take each other's processor, and their times count.
         self._spread(samples, "compiled", {name: self._compile(name, "") for name in self.lineup.names})
         if not self.settings.tasks:
@@ -64,7 +64,7 @@ class Run:
         for name in names:
             if name != "eager":
                 self.lineup.restart(name)
-                self.lineup.ask(name, "load", **self._load_arguments())
+                self.lineup.ask(name, "load", **self._load_arguments(name))
                 found[name] = self._compile(name, ", in a second process")
                 self.lineup.close(name)
         self.lineup.failed.clear()
@@ -76,10 +76,10 @@ class Run:
         for variant in self.variants:
             setattr(samples[variant.name], name, answers.get(variant.process) or {})
 
-    def _load_arguments(self) -> dict[str, Any]:
+    def _load_arguments(self, name: str) -> dict[str, Any]:
         settings = self.settings
         return {
-            "model": settings.model,
+            "model": settings.model_of(name),
             "dtype": settings.dtype,
             "threads": settings.threads,
             "cache_length": settings.cache_length,

@@ -25,6 +25,8 @@ class Settings:
     prefill_length: tokens of each prompt
     slice_steps:    steps that a process decodes before the next one's turn
     heldout_tokens: tokens read in each domain, at least
+    adapter:        folder of a LoRA adapter that the routed variants have in their weights; all are held against the
+                    model without it
     tasks:          requests of each scenario that are written and scored; with any, nothing is timed
     cold:           whether every process compiles into empty caches, and then another one into these;
                     otherwise the user's caches serve, and no compilation is timed
@@ -42,6 +44,7 @@ class Settings:
     heldout_tokens: int = 512
     budgets: tuple[float, ...] = BUDGETS
     profile: Path | None = None
+    adapter: Path | None = None
     tasks: int = 0
     cold: bool = True
 
@@ -49,6 +52,11 @@ class Settings:
     def cache_length(self) -> int:
         """Positions of the static cache, the same for every variant and every use."""
         return self.prefill_length + self.new_tokens
+
+    def model_of(self, kind: str) -> str:
+        """The name of the model that the process of a kind of variant loads."""
+        routed = kind in {"routed", "random"} and self.adapter is not None
+        return f"{self.model}+{self.adapter}" if routed else self.model
 
     def check(self) -> "Settings":
         """Itself. Raises OptionError for a value that cannot be measured with."""
@@ -67,6 +75,10 @@ class Settings:
             check_fraction(budget)
         if self.profile is not None and not self.profile.is_file():
             raise OptionError(f"no profile at {self.profile}; make one with `srrc calibrate`")
+        if self.adapter is not None and not (self.adapter / "adapter_config.json").is_file():
+            raise OptionError(f"no adapter in {self.adapter}; make one with `srrc train --phase joint`")
+        if self.adapter is not None and self.profile is None:
+            raise OptionError("an adapter is for routed variants, which need --profile")
         return replace(
             self, rounds=min(self.rounds, self.prompts), budgets=tuple(dict.fromkeys(self.budgets))
         )

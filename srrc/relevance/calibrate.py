@@ -1,6 +1,7 @@
 """Measures all gates of a graph over batches of real inputs, and keeps a state on disk to go on from."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,28 @@ def measure_gates(
     if path is not None:
         path.unlink(missing_ok=True)
     return {place.gate.id: _profile(place.gate, state.found[place.gate.id]) for place in replay.places}
+
+
+def measure_thresholds(
+    replay: Replay,
+    batches: Sequence[Sequence[Any]],
+    curves: Mapping[str, GateProfile],
+    settings: Settings,
+    progress: Progress = lambda gate_id: None,
+) -> dict[str, GateProfile]:
+    """The gates of `curves`, those that stand in `replay`, with thresholds and guards as these batches have them.
+
+    Drift stays what it was: for a model that differs little from the one it was measured on. Reports as many steps as
+    `measure_gates`.
+    """
+    found = _observe_all(replay, batches, settings, progress)
+    for arguments in batches:
+        for place in information.guard(replay, arguments, found, settings):
+            progress(place.gate.id)
+    return {
+        name: replace(curves[name], quantiles=entry.quantiles, kept_low=entry.kept_low, scale=entry.scale)
+        for name, entry in found.items()
+    }
 
 
 def run_dense(replay: Replay, arguments: Sequence[Any], output: Output, settings: Settings) -> Reference:

@@ -19,28 +19,7 @@ from srrc.relevance.drift import Drift, Measure, Reference
 from srrc.relevance.replay import Place, Replay, Values, closed
 from srrc.relevance.sketch import Sketch
 
-FRACTIONS = (
-    0.0,
-    0.05,
-    0.1,
-    0.15,
-    0.2,
-    0.25,
-    0.3,
-    0.35,
-    0.4,
-    0.45,
-    0.5,
-    0.55,
-    0.6,
-    0.65,
-    0.7,
-    0.75,
-    0.8,
-    0.85,
-    0.9,
-    0.95,
-)
+FRACTIONS = tuple(part / 20 for part in range(20))
 """Points of every curve."""
 
 GUARD_TAIL = 0.002
@@ -120,6 +99,21 @@ def observe(
             entry.sketch.add(_without_first(scored.score, settings.skip_first))
             entry.units = scored.score.shape[-1]
             entry.log_norm = float(scored.norm.clamp(min=1e-30).log().mean())
+            yield place
+
+
+def guard(
+    replay: Replay, arguments: Sequence[Any], found: Mapping[str, Measured], settings: Settings
+) -> Iterator[Place]:
+    """Bring every gate's `kept_low` up to date with one batch, without interventions. Yields each place."""
+    for values, places in _walk(replay, arguments):
+        called = replay.arguments(values, places[0].index)
+        rows = scores.scores(replay.nodes[places[0].index], called)
+        for place in places:
+            if place.gate.id.startswith("residual:"):
+                found[place.gate.id].kept_low.zero_()
+            else:
+                _lower_kept_low(_rows(rows[place.row].score, settings), found[place.gate.id])
             yield place
 
 
@@ -224,17 +218,11 @@ def _walk(replay: Replay, arguments: Sequence[Any]) -> Iterator[tuple[Values, li
 def _respond(replay: Replay, values: Values, place: Place, entry: Measured, settings: Settings) -> None:
     """Bring `kept_low` up to date with one batch; fill in `response` from the first."""
     node, called = replay.nodes[place.index], replay.arguments(values, place.index)
-    score = scores.scores(node, called)[place.row].score
-    score = _without_first(score, settings.skip_first).reshape(-1, score.shape[-1])
+    score = _rows(scores.scores(node, called)[place.row].score, settings)
     if place.gate.id.startswith("residual:"):
         _respond_as_predicted(score, entry)
         return
-    few = max(1, round(GUARD_TAIL * len(score)))
-    for index, fraction in enumerate(FRACTIONS[1:], 1):
-        kept = (~(score <= _at(entry.quantiles, fraction))).sum(-1)
-        # Half a unit less, so that rounding cannot fail a row that keeps just as many.
-        low = (float(kept.kthvalue(few).values) - 0.5) / score.shape[-1]
-        entry.kept_low[index] = min(max(low, 0.0), float(entry.kept_low[index]))
+    _lower_kept_low(score, entry)
     if entry.drifts:
         return
     x = _without_first(called["x"], settings.skip_first).reshape(-1, called["x"].shape[-1])
@@ -247,6 +235,20 @@ def _respond(replay: Replay, values: Values, place: Place, entry: Measured, sett
             with closed({place.gate.id: (_at(entry.quantiles, fraction), 0.0)}, [place.gate]):
                 routed = node.target(**called)  # type: ignore[operator]
             entry.response[index] += float((routed.float() - dense.float()).pow(2).sum())
+
+
+def _lower_kept_low(score: Tensor, entry: Measured) -> None:
+    few = max(1, round(GUARD_TAIL * len(score)))
+    for index, fraction in enumerate(FRACTIONS[1:], 1):
+        kept = (~(score <= _at(entry.quantiles, fraction))).sum(-1)
+        # Half a unit less, so that rounding cannot fail a row that keeps just as many.
+        low = (float(kept.kthvalue(few).values) - 0.5) / score.shape[-1]
+        entry.kept_low[index] = min(max(low, 0.0), float(entry.kept_low[index]))
+
+
+def _rows(score: Tensor, settings: Settings) -> Tensor:
+    """[rows, units], without the first positions."""
+    return _without_first(score, settings.skip_first).reshape(-1, score.shape[-1])
 
 
 def _respond_as_predicted(score: Tensor, entry: Measured) -> None:

@@ -80,6 +80,11 @@ class CompiledGraph:
         if self.plan is not None and not self.stale:
             set_records(fresh, self.plan.thresholds)
 
+    def follow(self, plan: Plan) -> None:
+        """Let the gates follow `plan` from now on; those of a stale graph stay open."""
+        self.plan = plan
+        set_records(self.gates, {} if self.stale else plan.thresholds)
+
     def count(self, sizes: Sequence[int]) -> None:
         """Count one call with these values of the cost's symbols."""
         with self.lock:

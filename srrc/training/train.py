@@ -203,6 +203,7 @@ def _joint(
         progress=progress,
         checkpoint=folder / "adapted.part",
         learned=router.vectors(routed.norms),
+        curves=profile,
     )
     learned.save(folder / "adapted.srr")
     last = held.history[-max(1, len(held.history) // 10) :]

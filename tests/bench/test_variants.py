@@ -53,6 +53,19 @@ def test_each_process_compiles_for_its_kind(tmp_path: Path) -> None:
     assert plan_for("random", settings) == Plan("srr", str(tmp_path / "p.srr"), 0.8, randomised=True)
 
 
+def test_an_adapter_is_for_the_routed(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").touch()
+    (tmp_path / "p.srr").touch()
+    settings = Settings("m", profile=tmp_path / "p.srr", adapter=tmp_path).check()
+    assert settings.model_of("eager") == settings.model_of("srr") == "m"
+    assert settings.model_of("routed") == settings.model_of("random") == f"m+{tmp_path}"
+    assert Settings("m", profile=tmp_path / "p.srr").model_of("routed") == "m"
+    with pytest.raises(OptionError, match="need --profile"):
+        Settings("m", adapter=tmp_path).check()
+    with pytest.raises(OptionError, match="no adapter in"):
+        Settings("m", profile=tmp_path / "p.srr", adapter=tmp_path / "none").check()
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
