@@ -2,10 +2,11 @@
 
     python docs/figures/curves.py smollm2-135m OUT.png thresholds=a.srr router=b.srr joint=c.srr@out/adapter
 
-Each profile, with the adapter after @ merged, is held against the model itself on held-out text. Beside them stand
-gates that choose by lot at the first profile's fractions, and by magnitude (|x| alone, one fraction for all gates, as
-in TEAL, Liu et al. 2024). All are given the same counted FLOPs of decoding. Intervals are 95%, over blocks of 16
-tokens, paired with the model's own loss.
+Each profile, with the adapter after @ merged, is held against the model itself on held-out text. Labels that differ
+only after a # are one training with several seeds: one curve of their means, in a band from the least to the most.
+Beside them stand gates that choose by lot at the first profile's fractions, and by magnitude (|x| alone, one fraction
+for all gates, as in TEAL, Liu et al. 2024). All are given the same counted FLOPs of decoding. Intervals are 95%, over
+blocks of 16 tokens, paired with the model's own loss.
 """
 
 import copy
@@ -16,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -179,20 +181,32 @@ def draw(result: Mapping[str, Mapping[str, Any]], image: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    seeds: dict[str, list[Mapping[str, Any]]] = {}
     for label, points in result.items():
-        flops = [point["flops"] for point in points.values()]
-        kl = [point["all"]["kl"] for point in points.values()]
-        left.errorbar(flops, [k[0] for k in kl], [(k[2] - k[1]) / 2 for k in kl], marker="o", label=label)
+        seeds.setdefault(label.partition("#")[0], []).append(points)
+    for label, each in seeds.items():
+        _curve(left, label, each, "kl", lambda value: value)
         if label != "random":
-            ppl = [[100 * (value - 1) for value in point["all"]["ppl"]] for point in points.values()]
-            right.errorbar(
-                flops, [p[0] for p in ppl], [(p[2] - p[1]) / 2 for p in ppl], marker="o", label=label
-            )
+            _curve(right, label, each, "ppl", lambda value: 100 * (value - 1))
     left.set(xlabel="FLOPs left", ylabel="KL, nats a token", yscale="log")
     right.set(xlabel="FLOPs left", ylabel="perplexity, % more", yscale="symlog")
     left.legend()
     figure.tight_layout()
     figure.savefig(image, dpi=120)
+
+
+def _curve(
+    axes: Any, label: str, seeds: list[Mapping[str, Any]], name: str, show: Callable[[float], float]
+) -> None:
+    """One curve of the means over seeds; error bars are of a single one's interval, the band is of the seeds."""
+    flops = [mean(seed[at]["flops"] for seed in seeds) for at in seeds[0]]
+    found = [[[show(value) for value in seed[at]["all"][name]] for seed in seeds] for at in seeds[0]]
+    middle = [mean(value[0] for value in at) for at in found]
+    bars = [mean((value[2] - value[1]) / 2 for value in at) for at in found]
+    line = axes.errorbar(flops, middle, bars, marker="o", label=label)
+    if len(seeds) > 1:
+        low, high = ([pick(value[0] for value in at) for at in found] for pick in (min, max))
+        axes.fill_between(flops, low, high, color=line.lines[0].get_color(), alpha=0.2)
 
 
 if __name__ == "__main__":
