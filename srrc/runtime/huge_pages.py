@@ -12,6 +12,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from time import perf_counter
 
 from torch import Tensor
 
@@ -19,6 +20,8 @@ log = logging.getLogger("srrc.cache")
 
 _COLLAPSE = 25
 """MADV_COLLAPSE, Linux 6.1; before that the kernel's daemon comes by some time after MADV_HUGEPAGE."""
+_SECONDS = 2.0
+"""That moving may take: a page of 2 MB takes 2 to 4 ms. What is left is left to that daemon."""
 _EXCLUSIVE = 1 << 56
 """Of an entry of /proc/self/pagemap: no other process maps the page. A fork's weights stay shared."""
 _OF_A_FILE = 1 << 61
@@ -42,17 +45,19 @@ def use_huge_pages(tensors: Iterable[Tensor]) -> int:
     for start, length in storages.items():
         for page in range(start // size, -(-(start + length) // size)):
             covered[page] += min(start + length, (page + 1) * size) - max(start, page * size)
-    done = sum(_collapse(system, page * size, size) for page, of_it in covered.items() if 2 * of_it >= size)
+    done, until = 0, perf_counter() + _SECONDS
+    for page in (page for page, of_it in covered.items() if 2 * of_it >= size):
+        done += _collapse(system, page * size, size, now=perf_counter() < until)
     log.info("%d of %d MB are on huge pages", done >> 20, sum(storages.values()) >> 20)
     return done
 
 
-def _collapse(system: ctypes.CDLL, start: int, size: int) -> int:
+def _collapse(system: ctypes.CDLL, start: int, size: int, *, now: bool) -> int:
     """The bytes from `start` that are on a huge page now: `size` or none."""
     if not _own(start):
         return 0
     system.madvise(start, size, mmap.MADV_HUGEPAGE)
-    return 0 if system.madvise(start, size, _COLLAPSE) else size
+    return size if now and system.madvise(start, size, _COLLAPSE) == 0 else 0
 
 
 def _own(address: int) -> bool:

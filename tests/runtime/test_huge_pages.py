@@ -56,6 +56,12 @@ def test_little_of_a_page_moves_nothing() -> None:
 
 
 @needs_huge_pages
+def test_it_takes_no_longer_than_it_may(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huge_pages, "_SECONDS", 0.0)
+    assert use_huge_pages([torch.ones(16 * MEGABYTES, dtype=torch.uint8)]) == 0
+
+
+@needs_huge_pages
 def test_what_is_mapped_from_a_file_stays(tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(bytes(range(256)) * (16 * MEGABYTES // 256))
