@@ -14,7 +14,7 @@ def compiled(function: Callable[..., Any], *inputs: Tensor) -> tuple[Callable[..
     """`function` as a region, and whether it goes without the wrapper."""
     fake_mode = torch._subclasses.FakeTensorMode(shape_env=torch.fx.experimental.symbolic_shapes.ShapeEnv())
     with fake_mode:
-        fakes = [fake_mode.from_tensor(each) for each in inputs]
+        fakes = [fake_mode.from_tensor(each, static_shapes=True) for each in inputs]
     run = inductor.compile_region(fx.symbolic_trace(function), fakes, fake_mode)
     return run, run.__module__ == inductor.__name__
 
