@@ -90,31 +90,25 @@ def observe(
     replay: Replay, arguments: Sequence[Any], found: Mapping[str, Measured], settings: Settings
 ) -> Iterator[Place]:
     """Add every gate's scores in one batch to its sketch. Yields each place once it is done."""
-    for values, places in _walk(replay, arguments):
-        called = replay.arguments(values, places[0].index)
-        rows = scores.scores(replay.nodes[places[0].index], called)
-        for place in places:
-            scored, entry = rows[place.row], found[place.gate.id]
-            assert entry.sketch is not None
-            entry.sketch.add(_without_first(scored.score, settings.skip_first))
-            entry.units = scored.score.shape[-1]
-            entry.log_norm = float(scored.norm.clamp(min=1e-30).log().mean())
-            yield place
+    for place, scored in _scored(replay, arguments):
+        entry = found[place.gate.id]
+        assert entry.sketch is not None
+        entry.sketch.add(_without_first(scored.score, settings.skip_first))
+        entry.units = scored.score.shape[-1]
+        entry.log_norm = float(scored.norm.clamp(min=1e-30).log().mean())
+        yield place
 
 
 def guard(
     replay: Replay, arguments: Sequence[Any], found: Mapping[str, Measured], settings: Settings
 ) -> Iterator[Place]:
     """Bring every gate's `kept_low` up to date with one batch, without interventions. Yields each place."""
-    for values, places in _walk(replay, arguments):
-        called = replay.arguments(values, places[0].index)
-        rows = scores.scores(replay.nodes[places[0].index], called)
-        for place in places:
-            if place.gate.id.startswith("residual:"):
-                found[place.gate.id].kept_low.zero_()
-            else:
-                _lower_kept_low(_rows(rows[place.row].score, settings), found[place.gate.id])
-            yield place
+    for place, scored in _scored(replay, arguments):
+        if place.gate.id.startswith("residual:"):
+            found[place.gate.id].kept_low.zero_()
+        else:
+            _lower_kept_low(_rows(scored.score, settings), found[place.gate.id])
+        yield place
 
 
 def intervene(
@@ -213,6 +207,14 @@ def _walk(replay: Replay, arguments: Sequence[Any]) -> Iterator[tuple[Values, li
             replay.advance(values, position, index)
             position = index
             yield values, [place for place in replay.places if place.index == index]
+
+
+def _scored(replay: Replay, arguments: Sequence[Any]) -> Iterator[tuple[Place, scores.Scored]]:
+    """Every gate of a dense run, and its scores."""
+    for values, places in _walk(replay, arguments):
+        called = replay.arguments(values, places[0].index)
+        rows = scores.scores(replay.nodes[places[0].index], called)
+        yield from ((place, rows[place.row]) for place in places)
 
 
 def _respond(replay: Replay, values: Values, place: Place, entry: Measured, settings: Settings) -> None:

@@ -16,6 +16,8 @@ from time import perf_counter
 
 from torch import Tensor
 
+from srrc.runtime.release import c_library
+
 log = logging.getLogger("srrc.cache")
 
 _COLLAPSE = 25
@@ -38,8 +40,7 @@ def use_huge_pages(tensors: Iterable[Tensor]) -> int:
     size = _size()
     if size == 0:
         return 0
-    system = ctypes.CDLL(None)
-    system.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    system = c_library()
     covered: Counter[int] = Counter()
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     for start, length in storages.items():

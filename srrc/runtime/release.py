@@ -22,12 +22,18 @@ def release(spans: Iterable[Span]) -> None:
     """Let the pages of `spans` go where a file is mapped there, and trim the allocator's arenas."""
     if not sys.platform.startswith("linux"):
         return
-    system = ctypes.CDLL(None)
-    system.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    system = c_library()
     for start, end in _whole_pages(spans):
         system.madvise(start, end - start, _PAGE_OUT)
     if hasattr(system, "malloc_trim"):  # glibc
         system.malloc_trim(0)
+
+
+def c_library() -> ctypes.CDLL:
+    """The C library, with the types of `madvise`."""
+    system = ctypes.CDLL(None)
+    system.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return system
 
 
 def _whole_pages(spans: Iterable[Span]) -> Iterator[Span]:
