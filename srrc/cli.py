@@ -185,6 +185,9 @@ def bench(
     cold: Annotated[
         bool, typer.Option(help="time compilation, from empty caches and again from full ones")
     ] = True,
+    guards: Annotated[
+        bool, typer.Option(help="check Dynamo's guards on each call, as it does unless told not to")
+    ] = True,
     quality: Annotated[
         bool, typer.Option(help="judge by kinds of text and of requests, and time nothing")
     ] = False,
@@ -205,6 +208,7 @@ def bench(
         new_tokens=new_tokens,
         prefill_length=prefill_length,
         heldout_tokens=heldout_tokens,
+        guards=guards,
         cold=cold,
         budgets=parse_budgets(budgets),
         profile=profile,

@@ -44,6 +44,8 @@ class Run:
         self._spread(samples, "compiled", {name: self._compile(name, "") for name in self.lineup.names})
         if not self.settings.tasks:
             self._warm_up()
+            if not self.settings.guards:
+                self.lineup.ask_all("leave_out_guards")
             self._speed(samples)
             yield samples
         for domain, windows in self.workload.windows.items():

@@ -28,6 +28,7 @@ class Settings:
     adapter:        folder of a LoRA adapter that the routed variants have in their weights; all are held against the
                     model without it
     tasks:          requests of each scenario that are written and scored; with any, nothing is timed
+    guards:         whether Dynamo checks its guards on each call; without, none does once it has warmed up
     cold:           whether every process compiles into empty caches, and then another one into these;
                     otherwise the user's caches serve, and no compilation is timed
     """
@@ -46,6 +47,7 @@ class Settings:
     profile: Path | None = None
     adapter: Path | None = None
     tasks: int = 0
+    guards: bool = True
     cold: bool = True
 
     @property

@@ -14,7 +14,8 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
     machine, settings = result["machine"], result["settings"]
     threads = f"{machine['threads']} thread{'s' if machine['threads'] > 1 else ''}"
     batch = f", batch {settings['batch']}" if settings["batch"] > 1 else ""
-    where = f"{result['model']}, {settings['dtype']}{batch}, {threads}, {machine['processor']}"
+    guards = "" if settings["guards"] else ", no guards"
+    where = f"{result['model']}, {settings['dtype']}{batch}{guards}, {threads}, {machine['processor']}"
     if settings["tasks"]:
         titles = _judged(result)
         return [_table(f"{title}: {where}", columns, result) for title, columns in titles.items()]

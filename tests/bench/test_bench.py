@@ -162,6 +162,16 @@ def test_budgets_beside_random_routing(tmp_path: Path) -> None:
     assert not any(row["recompiled_while_measuring"] for row in rows.values())
 
 
+def test_guards_are_left_out_of_every_variant(tmp_path: Path) -> None:
+    out = tmp_path / "x.json"
+    result = run("tiny_models:llama", "--quick", "--no-guards", "--variants", "eager,srr", "--json", str(out))
+    assert result.exit_code == 0, result.output
+    assert "no guards" in result.stdout
+    for row in json.loads(out.read_text())["variants"]:
+        assert row["greedy"]["prompts_equal"] == row["greedy"]["prompts"] == 2
+        assert row["recompiled_while_measuring"] == 0
+
+
 @pytest.mark.slow
 def test_compilation_is_timed_cold_and_warm() -> None:
     settings = dataclasses.replace(Settings("tiny_models:llama").quick(), cold=True)

@@ -133,3 +133,17 @@ def test_an_answer_stops_where_it_is_told_to_and_noise_is_the_same_each_time(
     assert ended["texts"] == [letters.decode(drawn[0]).split(stop)[0]]
     session.model.generation_config.eos_token_id = drawn[0][1]
     assert session.write("a", [task], None)["tokens"] == [drawn[0][:1]]
+
+
+@pytest.mark.parametrize("guards", [True, False])
+def test_without_guards_no_change_is_noticed(session: Session, guards: bool) -> None:
+    session.compile(Plan("srr"), PROMPTS[:1])
+    before = session.graphs()
+    if not guards:
+        session.leave_out_guards()
+    try:
+        session.model.model.layers[0].self_attn.scaling *= 2
+        session.start("", PROMPTS[:1], None)
+        assert (session.graphs() > before) == guards
+    finally:
+        torch.compiler.set_stance("default")
