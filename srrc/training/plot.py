@@ -27,17 +27,15 @@ def plot_joint(history: Sequence[Mapping[str, float]], path: Path) -> None:
     figure.savefig(str(path), dpi=120)
 
 
-def plot_router(drifts: Mapping[str, Sequence[float]], path: Path) -> None:
-    """KL by the power that emphasis was tried at, relative to none. drifts: power -> KL at each budget tried."""
+def plot_router(drifts: Mapping[str, Sequence[float]], budgets: Sequence[float], path: Path) -> None:
+    """KL by the power that emphasis was tried at, relative to none. drifts: power -> KL at each of `budgets`."""
     figure, axes = _figure()
     if figure is None:
         return
     powers = sorted(map(float, drifts))
     tried = [drifts[f"{power:g}"] for power in powers]
-    for index in range(len(tried[0])):
-        axes.plot(
-            powers, [each[index] / tried[0][index] for each in tried], "o-", label=f"budget {index + 1}"
-        )
+    for index, budget in enumerate(budgets):
+        axes.plot(powers, [each[index] / tried[0][index] for each in tried], "o-", label=f"budget {budget:g}")
     axes.set(xlabel="power of a token's Fisher share", ylabel="KL, of that without emphasis")
     axes.legend()
     figure.savefig(str(path), dpi=120)

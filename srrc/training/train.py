@@ -30,7 +30,7 @@ from srrc.training.batches import Batches, tokenised
 from srrc.training.joint import JointTraining
 from srrc.training.log import logging
 from srrc.training.plot import plot_joint, plot_router
-from srrc.training.pretrain import POWERS, pretrain
+from srrc.training.pretrain import BUDGETS, POWERS, pretrain
 from srrc.training.routed import Routed
 from srrc.training.router import Router
 from srrc.training.settings import Joint
@@ -147,7 +147,7 @@ def _router(
     )
     learned.save(folder / "profile.srr")
     drifts = {f"{power:g}": found for power, found in traced.drifts.items()}
-    plot_router(drifts, folder / "router.png")
+    plot_router(drifts, BUDGETS, folder / "router.png")
     report = {
         "power": traced.power,
         "drifts": drifts,

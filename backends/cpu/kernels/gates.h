@@ -36,13 +36,15 @@ inline void count(int64_t* counters, int64_t offered, int64_t executed, int64_t 
   __atomic_fetch_add(counters + 2, failed, __ATOMIC_RELAXED);
 }
 
+constexpr float EMPHASIS_LIMIT = 2.0f;  // of a row's emphasis either way, as in srrc/ops/emphasis.py
+
 // What the scores of one row x [k] are multiplied by, as srrc/ops/emphasis.py has it. probe [k + 1].
 inline float emphasis(const float* x, const float* probe, int64_t k) {
   float sums[2];
   table_in_use->project(x, probe, k, sums);
   const float rms = std::sqrt(sums[1] / float(k));
   const float value = (rms > 0 ? sums[0] / rms : 0.0f) + probe[k];
-  return std::exp(value < -2.0f ? -2.0f : value > 2.0f ? 2.0f : value);
+  return std::exp(value < -EMPHASIS_LIMIT ? -EMPHASIS_LIMIT : value > EMPHASIS_LIMIT ? EMPHASIS_LIMIT : value);
 }
 
 // Of each row of x [rows][ld]; null where there is no probe, or the gate is open and does not ask.
