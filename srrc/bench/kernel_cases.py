@@ -1,4 +1,4 @@
-"""What `srrc.bench.kernels` measures: each op at the shapes of SmolLM2-135M, on weights that fit no cache.
+"""What `srrc.bench.kernels` measures: each op at the shapes of SmolLM2-135M, MLPs at those of larger models too.
 
 Each case is a list of calls that together walk once over a pool of memory, so that no weight is still in a
 cache when its turn comes again; the same calls exist for torch's own function.
@@ -15,6 +15,9 @@ from torch.nn import functional as F
 from srrc.ops.coarse_copy import coarse_copy
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM, VOCAB = 576, 1536, 9, 3, 64, 49152
+MLPS = ((HIDDEN, INTERMEDIATE), (2048, 8192), (4096, 11008))
+"""Widths of MLPs: SmolLM2-135M's, and those of models of 1 and 7 billion parameters, where the pool holds one."""
+
 ops = torch.ops.srr
 
 Call = Callable[[], object]
@@ -105,35 +108,54 @@ def _eager_mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
 
 def mlp_cases(pool: Pool) -> Iterator[Case]:
     """dense_mlp and neuron_mlp beside eager's MLP."""
-    shape = (INTERMEDIATE, HIDDEN)
-    sets = pool.weights(shape, shape, (HIDDEN, INTERMEDIATE))
-    # Scaled so that a layer's output is of the size of its input.
-    x = pool.x(HIDDEN)
-    total = len(sets) * 3 * INTERMEDIATE * HIDDEN * pool.item
+    for hidden, intermediate in MLPS:
+        sets = pool.weights((intermediate, hidden), (intermediate, hidden), (hidden, intermediate))
+        if sets:
+            yield from _mlp_cases(pool, sets, hidden, intermediate)
+
+
+def _mlp_cases(pool: Pool, sets: list[list[Tensor]], hidden: int, intermediate: int) -> Iterator[Case]:
+    shape = f"[{intermediate}, {hidden}]"
+    x = pool.x(hidden)
+    total = len(sets) * 3 * intermediate * hidden * pool.item
     baseline: list[Call] = [partial(_eager_mlp, x, *s) for s in sets]
 
     def dense(gate: Tensor, up: Tensor, down: Tensor) -> Call:
         return partial(ops.dense_mlp, x, gate, None, up, None, down, None, "silu")
 
-    yield Case("dense_mlp", "row-major", [dense(*s) for s in sets], baseline, total)
+    yield Case("dense_mlp", f"{shape} row-major", [dense(*s) for s in sets], baseline, total)
     turned = [[input_major(w) for w in s] for s in sets]
-    yield Case("dense_mlp", "input-major", [dense(*s) for s in turned], baseline, total)
-    channels, neurons = torch.ones(HIDDEN), torch.ones(INTERMEDIATE)
+    yield Case("dense_mlp", f"{shape} input-major", [dense(*s) for s in turned], baseline, total)
+    channels, neurons = torch.ones(hidden), torch.ones(intermediate)
     counters = torch.zeros(3, 3, dtype=torch.int64)
 
     def gated(gate: Tensor, up: Tensor, down: Tensor, records: Tensor) -> Call:
         norms = (channels, neurons, neurons)
         return partial(ops.neuron_mlp, x, gate, None, up, None, down, None, "silu", *norms, records, counters)
 
-    for skipped in (0.0, 0.25, 0.5, 0.75):
-        records = torch.full((3, 2), -1.0)
-        records[0, 0] = _record(skipped)[0]
-        hidden = F.silu(F.linear(x, sets[0][0])).abs().float().flatten()
-        records[1, 0] = hidden.kthvalue(max(1, int(skipped * hidden.numel()))).values if skipped else -1.0
-        # The input gate skips rows of `gate`, the neuron gate rows of `up` (row-major) and of `down`.
-        calls = [gated(input_major(g), u, input_major(d), records) for g, u, d in sets]
+    gate, up, _ = sets[0]
+    active = F.silu(F.linear(x, gate))
+    values = active * F.linear(x, up)
+    for skipped in (0.0, 0.2, 0.4, 0.5, 0.6):
         read = total * (1 - skipped if pool.rows == 1 else 1)
-        yield Case("neuron_mlp", f"{skipped:.0%} of channels and neurons skipped", calls, baseline, read)
+        # The input gate skips rows of `gate`, the neuron gate rows of `up` (row-major) and of `down`.
+        records = _records(skipped, _threshold(active, skipped), -1.0)
+        calls = [gated(input_major(g), u, input_major(d), records) for g, u, d in sets]
+        yield Case("neuron_mlp", f"{shape} {skipped:.0%}, neurons before up", calls, baseline, read)
+        # The input gate skips rows of `gate` and `up`, the last gate rows of `down`.
+        records = _records(skipped, -1.0, _threshold(values, skipped))
+        calls = [gated(g, u, d, records) for g, u, d in turned]
+        yield Case("neuron_mlp", f"{shape} {skipped:.0%}, neurons after up", calls, baseline, read)
+
+
+def _records(skipped: float, neurons: float, down: float) -> Tensor:
+    return torch.tensor([_record(skipped).tolist(), [neurons, 0.0], [down, 0.0]])
+
+
+def _threshold(values: Tensor, share: float) -> float:
+    """The threshold under which this share of |values| lies; -1, an open gate, for none."""
+    flat = values.abs().float().flatten()
+    return float(flat.kthvalue(max(1, int(share * flat.numel()))).values) if share else -1.0
 
 
 def attention_cases(pool: Pool) -> Iterator[Case]:
