@@ -28,7 +28,8 @@ class Settings:
     adapter:        folder of a LoRA adapter that the routed variants have in their weights; all are held against the
                     model without it
     tasks:          requests of each scenario that are written and scored; with any, nothing is timed
-    guards:         whether Dynamo checks its guards on each call; without, none does once it has warmed up
+    guards:         whether Dynamo checks its guards on each call; without them, once it has warmed up, only those that
+                    tell one compiled graph from another
     cold:           whether every process compiles into empty caches, and then another one into these;
                     otherwise the user's caches serve, and no compilation is timed
     """
