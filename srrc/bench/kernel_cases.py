@@ -71,9 +71,15 @@ def input_major(weight: Tensor) -> Tensor:
     return weight.view(k, n).t()
 
 
-def _record(skipped: float) -> Tensor:
+def _of_input(skipped: float) -> float:
+    """The threshold of a gate on `Pool.x` that skips this share; -1, an open gate, for none."""
     # Magnitudes are multiples of 1 / width: half a step under the first one that stays.
-    return torch.tensor([skipped + 1e-4 if skipped else -1.0, 0.0])
+    return skipped + 1e-4 if skipped else -1.0
+
+
+def _records(*thresholds: float) -> Tensor:
+    """A record for each gate, [gates, 2], none with a guard."""
+    return torch.tensor([[threshold, 0.0] for threshold in thresholds])
 
 
 def linear_cases(pool: Pool) -> Iterator[Case]:
@@ -94,7 +100,7 @@ def linear_cases(pool: Pool) -> Iterator[Case]:
         yield Case("dense_linear", f"[{n}, {k}] input-major", columns, torch_calls, total)
         norm, counters = torch.ones(k), torch.zeros(3, dtype=torch.int64)
         for skipped in (0.0, 0.25, 0.5, 0.75):
-            gate = _record(skipped)
+            gate = _records(_of_input(skipped))[0]
             gated: list[Call] = [
                 partial(ops.channel_linear, x, [w], [None], norm, gate, counters) for w in turned
             ]
@@ -139,17 +145,13 @@ def _mlp_cases(pool: Pool, sets: list[list[Tensor]], hidden: int, intermediate: 
     for skipped in (0.0, 0.2, 0.4, 0.5, 0.6):
         read = total * (1 - skipped if pool.rows == 1 else 1)
         # The input gate skips rows of `gate`, the neuron gate rows of `up` (row-major) and of `down`.
-        records = _records(skipped, _threshold(active, skipped), -1.0)
+        records = _records(_of_input(skipped), _threshold(active, skipped), -1.0)
         calls = [gated(input_major(g), u, input_major(d), records) for g, u, d in sets]
         yield Case("neuron_mlp", f"{shape} {skipped:.0%}, neurons before up", calls, baseline, read)
         # The input gate skips rows of `gate` and `up`, the last gate rows of `down`.
-        records = _records(skipped, -1.0, _threshold(values, skipped))
+        records = _records(_of_input(skipped), -1.0, _threshold(values, skipped))
         calls = [gated(g, u, d, records) for g, u, d in turned]
         yield Case("neuron_mlp", f"{shape} {skipped:.0%}, neurons after up", calls, baseline, read)
-
-
-def _records(skipped: float, neurons: float, down: float) -> Tensor:
-    return torch.tensor([_record(skipped).tolist(), [neurons, 0.0], [down, 0.0]])
 
 
 def _threshold(values: Tensor, share: float) -> float:
@@ -190,7 +192,7 @@ def head_cases(pool: Pool) -> Iterator[Case]:
     copies = [coarse_copy(w, None, rotation, torch.zeros(HIDDEN)) for w in weights]
     counters = torch.zeros(4, dtype=torch.int64)
     for skipped in (0.0, 0.5, 0.75):
-        gate = _record(skipped)
+        gate = _records(_of_input(skipped))[0]
         calls: list[Call] = [
             partial(
                 ops.vocab_head,

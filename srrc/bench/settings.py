@@ -87,12 +87,12 @@ class Settings:
         )
 
     def judging(self, tasks: int) -> "Settings":
-        """To judge quality alone: windows that hold every scenario's requests, and no compilation timed.
+        """To judge quality alone: windows that hold every scenario's requests, and nothing that is there for times.
 
         Raises OptionError for no tasks.
         """
         _whole("tasks", tasks, 1)
-        return replace(self, tasks=tasks, prefill_length=256, new_tokens=64, cold=False)
+        return replace(self, tasks=tasks, prefill_length=256, new_tokens=64, guards=True, cold=False)
 
     def quick(self) -> "Settings":
         """A smoke run: everything once, and little of it."""

@@ -1,6 +1,7 @@
 // The decision of a gate, as srrc/ops/gate.py has it: keep unless score <= threshold; where a row keeps fewer than
 // min_kept of its units, that row keeps everything; rows that are computed together share the union.
 #pragma once
+#include <algorithm>
 #include <cmath>
 
 #include "support.h"
@@ -44,7 +45,7 @@ inline float emphasis(const float* x, const float* probe, int64_t k) {
   table_in_use->project(x, probe, k, sums);
   const float rms = std::sqrt(sums[1] / float(k));
   const float value = (rms > 0 ? sums[0] / rms : 0.0f) + probe[k];
-  return std::exp(value < -EMPHASIS_LIMIT ? -EMPHASIS_LIMIT : value > EMPHASIS_LIMIT ? EMPHASIS_LIMIT : value);
+  return std::exp(std::clamp(value, -EMPHASIS_LIMIT, EMPHASIS_LIMIT));
 }
 
 // Of each row of x [rows][ld]; null where there is no probe, or the gate is open and does not ask.
