@@ -1,5 +1,8 @@
-"""Graphs as Dynamo captures them, and the native kernels for each instruction set that this machine runs."""
+"""Graphs as Dynamo captures them, and kernels that run here: native ones for each instruction set, Triton's interpreted."""
 
+import importlib
+import importlib.util
+import pkgutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +24,23 @@ from srrc.pathways.graph_view import GraphView
 # A busy machine draws slowly, and takes its time.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+
+def _import_interpreted() -> None:
+    """Import the Triton kernels as its interpreter runs them, which needs no GPU.
+
+    Triton decides for the interpreter where a function is decorated, its own library's too: so before anything else
+    imports it, and the switch is back as it was for the tests that compile.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        kernels = importlib.import_module("srrc.backends.triton.kernels")
+        for module in pkgutil.iter_modules(kernels.__path__):
+            importlib.import_module(f"{kernels.__name__}.{module.name}")
+
+
+if importlib.util.find_spec("triton") is not None:
+    _import_interpreted()
 
 WIDE = "wide"
 """Vectors as wide as AVX-512's, made of whatever this machine has: the same code, testable everywhere."""

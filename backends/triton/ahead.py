@@ -1,0 +1,127 @@
+"""Compiles kernels ahead of time, for a card that need not be here, and reads what the compiler says of them.
+
+    python -m srrc.backends.triton.ahead sm_80 sm_90 gfx942     one JSON object a line
+
+Each module of `kernels/` lists in `AHEAD` the specialisations that are compiled here: what a launcher would ask for.
+"""
+
+import importlib
+import json
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
+from triton.compiler import ASTSource
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+"""By name: A100, H100 and H200, MI300."""
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """A specialisation of a kernel.
+
+    kernel:    the function under `triton.jit`
+    signature: Triton's type of each argument that is no constant, "*bf16" or "i32"; a pointer is taken to be aligned
+               to 16 bytes, and an "i32:16" to be a multiple of 16, as launches specialise them
+    constants: the values of the others
+    """
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]
+    constants: Mapping[str, Any]
+    num_warps: int = 4
+    num_stages: int = 2
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """What a compiler made: registers a thread and spilled bytes (NVIDIA) or registers (AMD), and its text's length."""
+
+    name: str
+    target: str
+    registers: int
+    spills: int
+    assembly: int = field(compare=False)
+
+
+def specialisations() -> Iterator[Ahead]:
+    """What the modules of `kernels/` list, module by module."""
+    package = importlib.import_module("srrc.backends.triton.kernels")
+    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
+        yield from importlib.import_module(f"{package.__name__}.{module}").AHEAD
+
+
+def assemble(ahead: Ahead, target: str) -> Assembled:
+    """Compile for a target of `TARGETS`. Raises what Triton raises where a kernel does not compile."""
+    attributes = {}
+    signature = {}
+    for i, name in enumerate(ahead.kernel.arg_names):
+        kind = ahead.signature.get(name, "constexpr")
+        signature[name] = kind.removesuffix(":16")
+        if kind.startswith("*") or kind.endswith(":16"):
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    constants = {(ahead.kernel.arg_names.index(name),): value for name, value in ahead.constants.items()}
+    source = ASTSource(ahead.kernel, signature, constants, attributes)
+    options = {"num_warps": ahead.num_warps, "num_stages": ahead.num_stages}
+    compiled = triton.compile(source, target=TARGETS[target], options=options)
+    if target.startswith("sm_"):
+        return Assembled(ahead.name, target, *_ptxas(compiled.asm["ptx"]), len(compiled.asm["ptx"]))
+    text = compiled.asm["amdgcn"]
+    spills = _number(r"\.vgpr_spill_count:\s*(\d+)", text) + _number(r"\.sgpr_spill_count:\s*(\d+)", text)
+    return Assembled(ahead.name, target, _number(r"\.vgpr_count:\s*(\d+)", text), spills, len(text))
+
+
+def _ptxas(ptx: str) -> tuple[int, int]:
+    """(registers a thread, bytes spilled) as ptxas reports them."""
+    name = re.search(r"\.target (sm_(\d+)\w*)", ptx)
+    assert name is not None, "PTX names its target"
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        command = [
+            get_ptxas(int(name[2])).path,
+            "-v",
+            f"--gpu-name={name[1]}",
+            str(source),
+            "-o",
+            str(source.with_suffix(".cubin")),
+        ]
+        ran = subprocess.run(command, check=False, capture_output=True, text=True)
+    if ran.returncode != 0:
+        raise RuntimeError(f"ptxas: {ran.stderr.strip()}")
+    said = ran.stdout + ran.stderr
+    return _number(r"Used (\d+) registers", said), _number(r"(\d+) bytes spill stores", said)
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    return 0 if found is None else int(found[1])
+
+
+def main(targets: list[str]) -> None:
+    """Compile every specialisation for the targets named, or for all, and print what came of each."""
+    for ahead in specialisations():
+        for target in targets or TARGETS:
+            made = assemble(ahead, target)
+            line = {"name": made.name, "target": target, "registers": made.registers, "spills": made.spills}
+            sys.stdout.write(json.dumps(line) + "\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

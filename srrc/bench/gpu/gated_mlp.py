@@ -1,0 +1,100 @@
+"""The neuron-gated MLP against a dense one by cuBLAS, at shapes of Llama-3-8B and SmolLM2-135M."""
+
+from collections.abc import Iterator
+from itertools import product
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from srrc.backends.triton.kernels.gated_mlp import Config, configs, gated_hidden, gated_mlp, reference
+from srrc.bench.gpu.record import Check, Measurement, check
+from srrc.bench.gpu.timing import copies, milliseconds
+
+NAME = "gated_mlp"
+
+SHAPES = {"8B": (4096, 14336), "SmolLM2": (576, 1536)}
+"""(inputs, neurons)"""
+
+
+def checks() -> Iterator[Check]:
+    """Against the reference, with thresholds that leave some half of the neurons."""
+    torch.manual_seed(0)
+    for dtype, rows in product((torch.float32, torch.float16, torch.bfloat16), (1, 3, 8)):
+        for inputs, neurons in ((1024, 2048), (300, 777)):
+            x, gate, up = _inputs(rows, inputs, neurons, dtype)
+            chosen = torch.rand(neurons, device="cuda") < 0.7
+            # Far from any score: rounding must not decide.
+            given = (torch.ones(2, neurons, device="cuda"), torch.tensor([-1.0, -1.0], device="cuda"), chosen)
+            case = f"{dtype}, {rows} x {inputs} x {neurons}"
+            yield check(
+                NAME, f"{case}, chosen", gated_hidden(x, gate, up, *given), reference(x, gate, up, *given)
+            )
+            if dtype == torch.float32:
+                given = (given[0], torch.tensor([0.1, 0.05], device="cuda"), None)
+                yield check(
+                    NAME, f"{case}, gated", gated_hidden(x, gate, up, *given), reference(x, gate, up, *given)
+                )
+
+
+def _inputs(rows: int, inputs: int, neurons: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    x = torch.randn(rows, inputs, device="cuda").to(dtype)
+    gate, up = (torch.randn(2, neurons, inputs, device="cuda") / inputs**0.5).to(dtype).unbind()
+    return x, gate, up
+
+
+def measurements() -> Iterator[Measurement]:
+    """A quarter, a half of the neurons known beforehand, and half of them by their exact gate."""
+    torch.manual_seed(0)
+    for name, (inputs, neurons) in SHAPES.items():
+        for rows in (1, 4):
+            x, gate, up = _inputs(rows, inputs, neurons, torch.bfloat16)
+            down = (torch.randn(neurons, inputs, device="cuda") / neurons**0.5).to(torch.bfloat16).t()
+            sets = copies(gate, up, down)
+            by_row = [(torch.cat((g, u)), d.contiguous()) for g, u, d in sets]
+            others = {"cuBLAS": milliseconds([lambda w=w, x=x: _dense(x, *w) for w in by_row])}
+            del by_row
+            open_gates = torch.tensor([-1.0, -1.0], device="cuda")
+            norms = torch.ones(2, neurons, device="cuda")
+            half = torch.rand(neurons, device="cuda") < 0.5
+            found = {c: _time(x, sets, norms, open_gates, half, c) for c in configs(rows)}
+            best = min(found, key=lambda config: found[config])
+            read = 2.0 * 3 * inputs * neurons
+            yield Measurement(
+                NAME, f"{name}, {rows} rows, half known", found[best], others, read / 2, config=str(best)
+            )
+            quarter = torch.rand(neurons, device="cuda") < 0.25
+            ms = _time(x, sets, norms, open_gates, quarter, best)
+            yield Measurement(
+                NAME, f"{name}, {rows} rows, a quarter known", ms, others, read / 4, config=str(best)
+            )
+            exact = torch.tensor([float(_exact(x, gate).median()), -1.0], device="cuda")
+            ms = _time(x, sets, norms, exact, None, best)
+            kept = float((_exact(x, gate) > exact[0]).float().mean())
+            size = read * (1 + 2 * kept) / 3
+            yield Measurement(
+                NAME, f"{name}, {rows} rows, {kept:.2f} by exact gates", ms, others, size, config=str(best)
+            )
+
+
+def _exact(x: Tensor, gate: Tensor) -> Tensor:
+    """What each neuron's gate is worth to the row that wants it most."""
+    return F.silu(F.linear(x.float(), gate.float())).abs().amax(0)
+
+
+def _dense(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    gate, up = F.linear(x, gate_up).chunk(2, -1)
+    return F.linear(F.silu(gate) * up, down)
+
+
+def _time(
+    x: Tensor,
+    sets: list[tuple[Tensor, ...]],
+    norms: Tensor,
+    thresholds: Tensor,
+    chosen: Tensor | None,
+    config: Config,
+) -> float:
+    return milliseconds(
+        [lambda w=w: gated_mlp(x, *w, norms, thresholds, chosen, config=config) for w in sets]
+    )

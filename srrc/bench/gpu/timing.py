@@ -1,0 +1,64 @@
+"""How long calls take on the GPU: replays of a CUDA graph between events, so that launches from Python cost nothing."""
+
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Call = Callable[[], object]
+
+REPLAYS = 15
+
+
+def copies(*tensors: Tensor, beyond: int = 256 << 20) -> list[tuple[Tensor, ...]]:
+    """Sets of equal tensors, `beyond` bytes together, more than a cache holds: calls in turn read from memory."""
+    size = sum(t.numel() * t.element_size() for t in tensors)
+    return [tensors, *(tuple(t.clone() for t in tensors) for _ in range(min(63, beyond // max(1, size))))]
+
+
+def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
+    """One graph of all calls in turn, after each has run once."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for call in calls:
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    return graph
+
+
+def milliseconds(calls: Sequence[Call], *, times: int = 1) -> float:
+    """The median over `REPLAYS` replays of what one call takes; `times`: rounds of all calls in a graph."""
+    graph = capture(list(calls) * times)
+    taken = []
+    graph.replay()
+    for _ in range(REPLAYS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        taken.append(start.elapsed_time(end))
+    return statistics.median(taken) / (len(calls) * times)
+
+
+def eager_milliseconds(call: Call, *, calls: int = 5) -> float:
+    """The same for calls that cannot be captured: launches included, over `calls` of them."""
+    call()
+    torch.cuda.synchronize()
+    taken = []
+    for _ in range(REPLAYS):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(calls):
+            call()
+        end.record()
+        end.synchronize()
+        taken.append(start.elapsed_time(end))
+    return statistics.median(taken) / calls

@@ -1,0 +1,92 @@
+"""The kernels under Triton's interpreter against the reference."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from srrc.backends.triton.kernels.gated_mlp import KNOWN, Config, gated_hidden, gated_mlp, reference
+
+
+def weights(neurons: int, inputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    gate, up = torch.randn(2, neurons, inputs).div(inputs**0.5).to(dtype).unbind()
+    return gate, up
+
+
+@settings(max_examples=40)
+@given(
+    rows=st.integers(1, 8),
+    inputs=st.integers(1, 100),
+    neurons=st.integers(1, 70),
+    thresholds=st.sampled_from(((-1.0, -1.0), (0.1, -1.0), (-1.0, 0.05), (0.1, 0.05), (99.0, 0.0))),
+    chosen=st.sampled_from((None, 0.0, 0.5, 1.0)),
+    dtype=st.sampled_from((torch.float32, torch.float16)),
+    activation=st.sampled_from(KNOWN),
+    seed=st.integers(0, 99),
+)
+def test_equals_the_reference(
+    rows: int,
+    inputs: int,
+    neurons: int,
+    thresholds: tuple[float, float],
+    chosen: float | None,
+    dtype: torch.dtype,
+    activation: str,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(rows, inputs).to(dtype)
+    gate, up = weights(neurons, inputs, dtype)
+    norms = torch.rand(2, neurons) + 0.5
+    left = None if chosen is None else torch.rand(neurons) < chosen
+    given_to = (x, gate, up, norms, torch.tensor(thresholds), left)
+    config = Config(4, 32, 1) if rows == 1 else Config(16, 32, 1)
+    found = gated_hidden(*given_to, activation=activation, config=config)
+    truth = reference(*given_to, activation=activation)
+    # What lies at a threshold may fall on either side of it.
+    differs = (found == 0) != (truth == 0)
+    assert differs.float().mean() <= 0.02 + 1 / neurons
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 4e-3, "atol": 4e-3}
+    torch.testing.assert_close(found[~differs], truth[~differs], **tolerance)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_down_takes_what_is_left(rows: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(rows, 48)
+    gate, up = weights(70, 48, torch.float32)
+    down = torch.randn(70, 33).t()
+    given_to = (torch.ones(2, 70), torch.tensor([0.2, 0.1]))
+    found = gated_mlp(x, gate, up, down, *given_to)
+    torch.testing.assert_close(found, reference(x, gate, up, *given_to) @ down.t(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_weights_of_dropped_neurons_are_not_read(rows: int) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(rows, 48)
+    gate, up = weights(40, 48, torch.float32)
+    chosen = torch.arange(40) % 2 == 0
+    for weight in (gate, up):
+        weight[~chosen] = float("nan")
+    found = gated_hidden(x, gate, up, torch.ones(2, 40), torch.tensor([-1.0, -1.0]), chosen)
+    assert found.isfinite().all()
+    assert not found[:, ~chosen].any()
+
+
+def test_nan_is_kept() -> None:
+    gate, up = weights(40, 16, torch.float32)
+    x = torch.full((1, 16), float("nan"))
+    assert gated_hidden(x, gate, up, torch.ones(2, 40), torch.tensor([9.0, 9.0])).isnan().all()
+
+
+def test_errors() -> None:
+    gate, up = weights(40, 16, torch.float32)
+    rest = (torch.ones(2, 40), torch.zeros(2))
+    with pytest.raises(ValueError, match="1 to 16 rows"):
+        gated_hidden(torch.zeros(17, 16), gate, up, *rest)
+    with pytest.raises(ValueError, match="'swish'"):
+        gated_hidden(torch.zeros(1, 16), gate, up, *rest, activation="swish")
+    with pytest.raises(ValueError, match="by row"):
+        gated_hidden(torch.zeros(1, 16), gate, up.t().contiguous().t(), *rest)
