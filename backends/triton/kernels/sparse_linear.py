@@ -26,7 +26,7 @@ MAX_ROWS = 16
 
 @dataclass(frozen=True)
 class Config:
-    """How a launch is cut: inputs and outputs at once, parts of K, and Triton's own."""
+    """How a launch is cut: inputs and outputs at once, parts of K (a power of two), and Triton's own."""
 
     block_k: int
     block_n: int
@@ -56,18 +56,26 @@ def workspace(x: Tensor, outputs: int, config: Config) -> Workspace:
 def configs(rows: int) -> tuple[Config, ...]:
     """The space worth searching: 256 outputs of a 16-bit row are what a warp loads at once."""
     if rows == 1:
-        shapes = ((16, 256, 4), (32, 256, 4), (32, 256, 8), (64, 256, 8), (32, 128, 4), (16, 512, 4))
-        return tuple(Config(k, n, split, w) for k, n, w in shapes for split in (8, 16, 32, 64))
-    tiles = ((64, 128, 4, 4), (128, 128, 4, 3), (64, 256, 8, 3), (128, 64, 4, 4))
-    return tuple(Config(k, n, split, w, s) for k, n, w, s in tiles for split in (4, 8, 16, 32))
+        tiles = (
+            (16, 256, 4, 1),
+            (16, 256, 4, 4),
+            (32, 256, 4, 1),
+            (32, 256, 4, 3),
+            (64, 256, 8, 1),
+            (64, 256, 8, 3),
+        )
+        tiles += ((32, 128, 4, 3), (16, 512, 4, 3))
+    else:
+        tiles = ((64, 128, 4, 4), (128, 128, 4, 3), (64, 256, 8, 3), (128, 64, 4, 4))
+    return tuple(Config(k, n, split, w, s) for k, n, w, s in tiles for split in (8, 16, 32))
 
 
 def default_config(x: Tensor, outputs: int) -> Config:
     """What is good where nothing was measured: some four programs for each of an H100's multiprocessors."""
     rows, inputs = x.shape
-    block_k, block_n, warps, stages = (32, 256, 4, 2) if rows == 1 else (64, 128, 4, 4)
+    block_k, block_n, warps, stages = (16, 256, 4, 4) if rows == 1 else (64, 128, 4, 4)
     wanted = triton.cdiv(528, triton.cdiv(outputs, block_n))
-    split = max(1, min(64, wanted, triton.cdiv(inputs, 2 * block_k)))
+    split = triton.next_power_of_2(max(1, min(32, wanted, triton.cdiv(inputs, 4 * block_k))))
     return Config(block_k, block_n, split, warps, stages)
 
 
@@ -95,7 +103,7 @@ def sparse_linear(
     _sparse_linear[grid](
         x, weight, scale, bias, out, space.parts, space.arrived,
         inputs, outputs, x.stride(0), weight.stride(1),
-        ROWS=rows, BLOCK_K=config.block_k, BLOCK_N=config.block_n, SPLIT=config.split,
+        ROWS=rows, BLOCK_K=config.block_k, BLOCK_N=config.block_n, SPLIT=config.split, STAGES=config.num_stages,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out
@@ -114,6 +122,7 @@ def _sparse_linear(
     x, weight, scale, bias, out, parts, arrived,
     inputs, outputs, stride_x, stride_k,
     ROWS: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, SPLIT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     part = tl.program_id(1)
@@ -126,7 +135,7 @@ def _sparse_linear(
     if ROWS == 1:
         # The products of a row need no tensor core. A sum over K is left to the end: each thread has its own.
         wide = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
-        for _ in range(steps):
+        for _ in tl.range(steps, num_stages=STAGES):
             value = tl.load(x + k, mask=k < inputs, other=0.0)
             read = (value != 0.0)[:, None] & inside[None, :]
             w = tl.load(column + k[:, None].to(tl.int64) * stride_k, mask=read, other=0.0)
@@ -137,7 +146,7 @@ def _sparse_linear(
     else:
         b = tl.arange(0, 16)
         total = tl.zeros((16, BLOCK_N), tl.float32)
-        for _ in range(steps):
+        for _ in tl.range(steps, num_stages=STAGES):
             at = x + b[:, None] * stride_x + k[None, :]
             value = tl.load(at, mask=(b < ROWS)[:, None] & (k < inputs)[None, :], other=0.0)
             read = tl.max((value != 0.0).to(tl.int32), 0) > 0
@@ -152,11 +161,17 @@ def _sparse_linear(
         tl.store(parts + part * ROWS * outputs + at, total, mask=mine)
         tl.debug_barrier()  # every thread's part is written before one of them says so
         if tl.atomic_add(arrived + tile, 1, sem="acq_rel") == SPLIT - 1:
-            total = tl.zeros_like(total)
-            for other in range(SPLIT):
-                total += tl.load(
-                    parts + other * ROWS * outputs + at, mask=mine, other=0.0, cache_modifier=".cg"
-                )
+            if ROWS == 1:
+                # All parts at once: one after the other each would wait for memory.
+                each = tl.arange(0, SPLIT)[:, None] * outputs + n[None, :]
+                found = tl.load(parts + each, mask=inside[None, :], other=0.0, cache_modifier=".cg")
+                total = tl.sum(found, 0)[None, :]
+            else:
+                total = tl.zeros_like(total)
+                for other in tl.static_range(SPLIT):
+                    total += tl.load(
+                        parts + other * ROWS * outputs + at, mask=mine, other=0.0, cache_modifier=".cg"
+                    )
             tl.store(arrived + tile, 0)
             _finish(total, scale, bias, out, at, n, mine, inside)
     else:
@@ -181,6 +196,7 @@ def _ahead(dtype: str, weight: str, rows: int, config: Config) -> Ahead:
         "BLOCK_K": config.block_k,
         "BLOCK_N": config.block_n,
         "SPLIT": config.split,
+        "STAGES": config.num_stages,
         "bias": None,
     }
     constants |= {} if weight == "i8" else {"scale": None}
@@ -190,7 +206,7 @@ def _ahead(dtype: str, weight: str, rows: int, config: Config) -> Ahead:
 
 
 AHEAD = tuple(
-    _ahead(dtype, weight, rows, Config(32, 256, 16, 4) if rows == 1 else Config(64, 128, 16, 4, 4))
+    _ahead(dtype, weight, rows, Config(16, 256, 16, 4, 4) if rows == 1 else Config(64, 128, 16, 4, 4))
     for dtype, weight in (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "i8"), ("fp32", "fp32"))
     for rows in (1, 8)
 )

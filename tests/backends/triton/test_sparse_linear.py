@@ -10,7 +10,7 @@ from srrc.backends.triton.kernels import sparse_linear as module
 from srrc.backends.triton.kernels.sparse_linear import Config, reference, sparse_linear
 
 DTYPES = (torch.float32, torch.float16)
-CONFIGS = st.sampled_from((Config(16, 32, 1, 1), Config(16, 32, 3, 1), Config(32, 64, 4, 1)))
+CONFIGS = st.sampled_from((Config(16, 32, 1, 1), Config(16, 32, 2, 1), Config(32, 64, 4, 1)))
 
 
 def by_input(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
