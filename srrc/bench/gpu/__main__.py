@@ -7,6 +7,7 @@ import argparse
 import importlib
 import json
 import pkgutil
+import subprocess
 import sys
 import time
 import traceback
@@ -17,6 +18,7 @@ import torch
 import triton
 
 from srrc.bench import gpu
+from srrc.bench.gpu import timing
 from srrc.bench.gpu.record import Ceilings, Check, Measurement
 from srrc.bench.gpu.timing import milliseconds
 
@@ -37,6 +39,17 @@ def cases() -> list[Any]:
     names = sorted(m.name for m in pkgutil.iter_modules(gpu.__path__))
     modules = [importlib.import_module(f"{gpu.__name__}.{name}") for name in names if name != "__main__"]
     return sorted((m for m in modules if hasattr(m, "checks")), key=lambda m: m.NAME == "decode")
+
+
+def warm(names: list[str]) -> None:
+    """Compile for every case at once, in a process each: one after the other takes most of the run."""
+    command = [sys.executable, "-m", "srrc.bench.gpu", "--warm", "--only"]
+    running = [
+        subprocess.Popen([*command, name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for name in names
+    ]
+    for process in running:
+        process.wait()  # what fails here fails below, where it is told
 
 
 def say(text: str) -> None:
@@ -64,11 +77,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", type=Path, help="write everything that was found to this file")
     parser.add_argument("--only", action="append", help="a kernel's name; may be given again")
     parser.add_argument("--checks", action="store_true", help="measure nothing")
+    parser.add_argument("--warm", action="store_true", help="compile everything, and tell nothing")
     options = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         say("no GPU that torch can use")
         return 2
     began = time.monotonic()
+    chosen = [case for case in cases() if not options.only or case.NAME in options.only]
+    if options.warm:
+        timing.MODE.warming = True
+        return sum(len([*case.checks(), *case.measurements()]) == 0 for case in chosen)
+    if not options.checks:
+        warm([case.NAME for case in chosen])
+        say(f"compiled in {time.monotonic() - began:.0f} s")
     limits = ceilings()
     card = torch.cuda.get_device_name()
     say(
@@ -78,9 +99,7 @@ def main(arguments: list[str]) -> int:
     checks: list[Check] = []
     measurements: list[Measurement] = []
     broken: list[str] = []
-    for case in cases():
-        if options.only and case.NAME not in options.only:
-            continue
+    for case in chosen:
         started = time.monotonic()
         try:
             for check in case.checks():

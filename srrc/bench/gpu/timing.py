@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +10,16 @@ from torch import Tensor
 Call = Callable[[], object]
 
 REPLAYS = 15
+
+
+@dataclass
+class Mode:
+    """warming: run each call once and time nothing, so that all is compiled and lies in the caches on the disk."""
+
+    warming: bool = False
+
+
+MODE = Mode()
 
 
 def copies(*tensors: Tensor, beyond: int = 256 << 20) -> list[tuple[Tensor, ...]]:
@@ -35,6 +46,8 @@ def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
 
 def milliseconds(calls: Sequence[Call], *, times: int = 1) -> float:
     """The median over `REPLAYS` replays of what one call takes; `times`: rounds of all calls in a graph."""
+    if MODE.warming:
+        return _once(calls[0])
     graph = capture(list(calls) * times)
     taken = []
     graph.replay()
@@ -50,8 +63,9 @@ def milliseconds(calls: Sequence[Call], *, times: int = 1) -> float:
 
 def eager_milliseconds(call: Call, *, calls: int = 5) -> float:
     """The same for calls that cannot be captured: launches included, over `calls` of them."""
-    call()
-    torch.cuda.synchronize()
+    _once(call)
+    if MODE.warming:
+        return 1.0
     taken = []
     for _ in range(REPLAYS):
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -62,3 +76,9 @@ def eager_milliseconds(call: Call, *, calls: int = 5) -> float:
         end.synchronize()
         taken.append(start.elapsed_time(end))
     return statistics.median(taken) / calls
+
+
+def _once(call: Call) -> float:
+    call()
+    torch.cuda.synchronize()
+    return 1.0

@@ -1,0 +1,299 @@
+"""Which units are worth computing, by an estimate of low rank that knows its own uncertainty, listed block by block.
+
+    estimator(x, projection, decoder, norm, gate, spread=None) -> Kept
+
+x [B, K], 1 <= B <= 8; projection [R, K] and decoder [I, R], R <= 128, by row; fp16, bf16 or fp32, accumulated in fp32.
+norm (what a unit is worth) and spread (its residual: what the estimate leaves open) float32 [I]; gate float32 [2]:
+(threshold, min_kept), as `srrc.ops.gate` says.
+
+    estimate = decoder @ (projection @ x);  score = sqrt(estimate^2 + (spread * rms(x))^2) * norm
+
+A unit is kept unless its score <= threshold: NaN is, and a negative threshold keeps everything. Rows share the union.
+Each block of units has a list of its own, so that no program waits for another and the same input gives the same lists.
+The guard (min_kept) needs all blocks' counts: a consumer adds them up itself (`guard_failed`), or takes the counts that
+`guarded` makes. A list goes on with what was dropped, so that where the guard failed it is whole as it stands.
+
+projection @ x is small, but every program needs all of it. Fused, each computes it again, from a projection in L2: one
+launch, for some ten thousand values. Otherwise a first launch computes it: to read 64 x 4096 values from L2 takes every
+program longer than both launches take.
+Source of the idea: Deja Vu (Liu et al. 2023), whose predictors do not know what they do not know.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional as F
+
+from srrc.backends.triton.ahead import Ahead
+
+MAX_ROWS = 8
+MAX_RANK = 128
+FUSED = 1 << 16  # products (rows * rank * inputs) up to which each program computes projection @ x by itself
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a launch is cut: units of a block, inputs at once, and Triton's own.
+
+    fused: one launch. early: the second starts under the first and reads the decoder (sm_90 and newer, not fused).
+    """
+
+    block: int = 128
+    block_k: int = 1024
+    fused: bool = False
+    early: bool = False
+    num_warps: int = 4
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What was kept, before the guard.
+
+    keep:   bool [I], by any row
+    units:  int32 [blocks, block], the units of each block: those kept, in order, then the others
+    counts: int32 [blocks], how many of them are kept
+    rows:   int32 [B, blocks], the same of each row alone
+    """
+
+    keep: Tensor
+    units: Tensor
+    counts: Tensor
+    rows: Tensor
+
+
+def default_config(x: Tensor, rank: int) -> Config:
+    """What is good where nothing was measured: what a program reads fits its registers at once."""
+    rows, inputs = x.shape
+    fused, warps = rows * rank * inputs <= FUSED, 4 if rank <= 64 else 8
+    fits = 4096 // triton.next_power_of_2(rank) if fused else min(8192 // triton.next_power_of_2(rows), 2048)
+    return Config(block_k=min(fits, triton.next_power_of_2(inputs)), fused=fused, num_warps=warps)
+
+
+def estimator(
+    x: Tensor,
+    projection: Tensor,
+    decoder: Tensor,
+    norm: Tensor,
+    gate: Tensor,
+    spread: Tensor | None = None,
+    *,
+    config: Config | None = None,
+) -> Kept:
+    """Launch. Raises ValueError for what the kernel does not take."""
+    (rows, inputs), (count, rank) = x.shape, decoder.shape
+    if not 1 <= rows <= MAX_ROWS or not 1 <= rank <= MAX_RANK:
+        raise ValueError(f"estimator takes 1 to {MAX_ROWS} rows, ranks to {MAX_RANK}, not {rows}, {rank}")
+    if projection.shape != (rank, inputs) or any(t.stride(1) != 1 for t in (x, projection, decoder)):
+        raise ValueError(f"estimator takes a projection [{rank}, {inputs}], and it, x and decoder by row")
+    for per_unit in (norm,) if spread is None else (norm, spread):
+        if per_unit.shape != (count,) or not per_unit.is_contiguous():
+            raise ValueError(f"estimator takes a norm and a spread for each of {count} units, in one piece")
+    config = config or default_config(x, rank)
+    early = config.early and not config.fused
+    parts = triton.cdiv(inputs, config.block_k)
+    blocks = triton.cdiv(count, config.block)
+    lists, of_blocks, of_rows = (
+        x.new_empty(shape, dtype=torch.int32) for shape in ((blocks, config.block), (blocks,), (rows, blocks))
+    )
+    found = Kept(x.new_empty(count, dtype=torch.bool), lists, of_blocks, of_rows)
+    z = None
+    if not config.fused:
+        z = x.new_empty(parts, rows, rank // 4 * 4 + 4, dtype=torch.float32)
+        _project[(rank + 1, parts)](
+            x, projection, z, inputs, x.stride(0), projection.stride(0),
+            ROWS=rows, RANK=rank, BLOCK_B=triton.next_power_of_2(rows), BLOCK_K=config.block_k, EARLY=early,
+        )  # fmt: skip
+    _estimate[(blocks,)](
+        x, projection, decoder, spread, norm, gate, z, found.keep, found.units, found.counts, found.rows,
+        inputs, count, blocks, x.stride(0), projection.stride(0), decoder.stride(0),
+        ROWS=rows, RANK=rank, PARTS=parts, BLOCK_B=triton.next_power_of_2(rows), BLOCK_R=triton.next_power_of_2(rank),
+        BLOCK=config.block, BLOCK_K=config.block_k, EARLY=early,
+        num_warps=config.num_warps, **({"launch_pdl": True} if early else {}),
+    )  # fmt: skip
+    return found
+
+
+def guarded(found: Kept, gate: Tensor) -> Tensor:
+    """The counts after the guard, int32 [blocks]: every unit of every block where a row kept too few."""
+    counts = torch.empty_like(found.counts)
+    blocks, block = found.units.shape
+    _guard[(1,)](
+        found.rows, found.counts, gate, counts, len(found.keep),
+        ROWS=len(found.rows), BLOCK=block, BLOCKS=triton.next_power_of_2(blocks),
+    )  # fmt: skip
+    return counts
+
+
+def scores(x: Tensor, projection: Tensor, decoder: Tensor, norm: Tensor, spread: Tensor | None) -> Tensor:
+    """What is compared with the threshold, [B, I], in float64."""
+    wide = x.double()
+    estimate = F.linear(F.linear(wide, projection.double()), decoder.double())
+    if spread is not None:
+        doubt = spread.double() * wide.square().mean(1, keepdim=True).sqrt()
+        estimate = (estimate.square() + doubt.square()).sqrt()
+    return estimate.abs() * norm.double()
+
+
+def reference(score: Tensor, gate: Tensor, block: int = 128) -> Kept:
+    """The truth, by `scores`."""
+    rows, count = score.shape
+    blocks = triton.cdiv(count, block)
+    kept = ~((score <= gate[0]) & (gate[0] >= 0))
+    padded = F.pad(kept, (0, blocks * block - count)).view(rows, blocks, block)
+    shared = padded.any(0)
+    order = (~shared).to(torch.int8).argsort(dim=1, stable=True)
+    units = order + torch.arange(blocks, device=score.device)[:, None] * block
+    return Kept(kept.any(0), units.int(), shared.sum(1).int(), padded.sum(2).int())
+
+
+@triton.jit
+def _project(
+    x, projection, z, inputs, stride_x, stride_p,
+    ROWS: tl.constexpr, RANK: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    # z [PARTS, ROWS, RANK + 1, to a multiple of 4]: products with the projection, and then the row's with itself.
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+    r = tl.program_id(0)
+    part = tl.program_id(1)
+    b = tl.arange(0, BLOCK_B)
+    k = part * BLOCK_K + tl.arange(0, BLOCK_K)
+    inside = (b < ROWS)[:, None] & (k < inputs)[None, :]
+    value = tl.load(x + b[:, None] * stride_x + k[None, :], mask=inside, other=0.0)
+    row = tl.load(projection + tl.minimum(r, RANK - 1) * stride_p + k, mask=k < inputs, other=0.0)
+    value = value.to(tl.float32)
+    total = tl.sum(value * tl.where(r == RANK, value, row.to(tl.float32)[None, :]), 1)
+    tl.store(z + (part * ROWS + b) * (RANK // 4 * 4 + 4) + r, total, mask=b < ROWS)
+
+
+@triton.jit
+def _estimate(
+    x, projection, decoder, spread, norm, gate, z, keep, units, counts, rows,
+    inputs, count, blocks, stride_x, stride_p, stride_d,
+    ROWS: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr,
+    BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0)
+    unit = block * BLOCK + tl.arange(0, BLOCK)
+    inside = unit < count
+    r = tl.arange(0, BLOCK_R)
+    within = inside[:, None] & (r < RANK)[None, :]
+    table = tl.load(decoder + unit[:, None].to(tl.int64) * stride_d + r[None, :], mask=within, other=0.0)
+    worth = tl.load(norm + unit, mask=inside, other=0.0)
+    if spread is not None:
+        open_part = tl.load(spread + unit, mask=inside, other=0.0)
+    threshold = tl.load(gate)
+    tl.debug_barrier()  # all of these loads are under way before one is waited for: ptxas would save registers instead
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    lows, powers = (), ()
+    for b in tl.static_range(ROWS):
+        if z is None:
+            low, power = _low(x + b * stride_x, projection, inputs, stride_p, RANK, BLOCK_R, BLOCK_K)
+        else:
+            low = tl.zeros((BLOCK_R,), tl.float32)
+            power = 0.0
+            for part in tl.static_range(PARTS):
+                at = z + (part * ROWS + b) * (RANK // 4 * 4 + 4)
+                low += tl.load(at + r, mask=r < RANK, other=0.0)
+                power += tl.load(at + RANK)
+        lows += (low,)  # type: ignore[assignment]
+        powers += (power,)  # type: ignore[assignment]
+    kept_by = tl.zeros((BLOCK,), tl.int32)  # a bit for each row
+    for b in tl.static_range(ROWS):
+        score = tl.sum(table.to(tl.float32) * lows[b][None, :], 1)
+        if spread is not None:
+            doubt = open_part * tl.sqrt(powers[b] / inputs)
+            score = tl.sqrt(score * score + doubt * doubt)
+        # A score is never negative, so a negative threshold keeps everything; neither is NaN <= anything.
+        kept_by |= tl.where(tl.abs(score * worth) <= threshold, 0, inside.to(tl.int32) << b)
+    row = tl.arange(0, BLOCK_B)
+    tl.store(rows + row * blocks + block, tl.sum((kept_by[None, :] >> row[:, None]) & 1, 1), mask=row < ROWS)
+    shared = (kept_by != 0).to(tl.int32)
+    kept = tl.sum(shared, 0)
+    before = tl.cumsum(shared, 0) - shared
+    position = tl.where(shared != 0, before, kept + unit - block * BLOCK - before)
+    tl.store(keep + unit, shared != 0, mask=inside)
+    tl.store(units + block * BLOCK + position, unit)
+    tl.store(counts + block, kept)
+
+
+@triton.jit
+def _low(x, projection, inputs, stride_p, RANK: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
+    """(projection @ x, x . x) of one row; sums over K are left to the end, each thread has its own."""
+    r = tl.arange(0, BLOCK_R)
+    k = tl.arange(0, BLOCK_K)
+    wide = tl.zeros((BLOCK_R, BLOCK_K), tl.float32)
+    square = tl.zeros((BLOCK_K,), tl.float32)
+    for first in tl.range(0, inputs, BLOCK_K, num_stages=3):
+        inside = first + k < inputs
+        value = tl.load(x + first + k, mask=inside, other=0.0).to(tl.float32)
+        at = projection + r[:, None] * stride_p + first + k[None, :]
+        w = tl.load(at, mask=(r < RANK)[:, None] & inside[None, :], other=0.0)
+        wide += value[None, :] * w.to(tl.float32)
+        square += value * value
+    return tl.sum(wide, 1), tl.sum(square, 0)
+
+
+@triton.jit
+def guard_failed(rows, gate, units, blocks, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
+    """Whether a row kept too few, so that every unit is kept: for consumers. BLOCKS: a power of two >= blocks."""
+    block = tl.arange(0, BLOCKS)
+    least = tl.load(gate + 1) * units
+    failed = 0
+    for b in tl.static_range(ROWS):
+        kept = tl.sum(tl.load(rows + b * blocks + block, mask=block < blocks, other=0), 0)
+        failed |= (kept.to(tl.float32) < least).to(tl.int32)
+    return failed != 0
+
+
+@triton.jit
+def _guard(rows, counts, gate, out, units, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
+    blocks = tl.cdiv(units, BLOCK)
+    block = tl.arange(0, BLOCKS)
+    inside = block < blocks
+    whole = tl.minimum(units - block * BLOCK, BLOCK)
+    kept = tl.load(counts + block, mask=inside, other=0)
+    failed = guard_failed(rows, gate, units, blocks, ROWS, BLOCKS)
+    tl.store(out + block, tl.where(failed, whole, kept), mask=inside)
+
+
+def _ahead(dtype: str, rows: int, rank: int, config: Config, *, spread: bool = True) -> Ahead:
+    constants = {"ROWS": rows, "RANK": rank, "BLOCK_B": rows, "BLOCK_R": rank, "PARTS": 2 if rows == 1 else 4}
+    constants |= {"BLOCK": config.block, "BLOCK_K": config.block_k, "EARLY": False}
+    absent = dict.fromkeys((*(() if spread else ("spread",)), *(("z",) if config.fused else ())))
+    signature = dict.fromkeys(("x", "projection", "decoder"), f"*{dtype}") | {"keep": "*i1"}
+    signature |= dict.fromkeys(("norm", "gate", "spread", "z"), "*fp32")
+    signature |= dict.fromkeys(("units", "counts", "rows"), "*i32")
+    signature |= dict.fromkeys(("inputs", "count", "blocks", "stride_x", "stride_p", "stride_d"), "i32:16")
+    signature = {name: kind for name, kind in signature.items() if name not in absent}
+    name = f"estimator[{', '.join((dtype, f'{rows} rows', f'rank {rank}', *(f'no {a}' for a in absent)))}]"
+    return Ahead(name, _estimate, signature, constants | absent, config.num_warps)
+
+
+def _ahead_project(dtype: str, rows: int) -> Ahead:
+    block_k = min(2048, 8192 // rows)
+    constants = {"ROWS": rows, "RANK": 64, "BLOCK_B": rows, "BLOCK_K": block_k, "EARLY": False}
+    signature = {"x": f"*{dtype}", "projection": f"*{dtype}", "z": "*fp32"}
+    signature |= dict.fromkeys(("inputs", "stride_x", "stride_p"), "i32:16")
+    return Ahead(f"estimator, projection[{dtype}, {rows} rows]", _project, signature, constants)
+
+
+def _ahead_guard(rows: int) -> Ahead:
+    signature = dict.fromkeys(("rows", "counts", "out"), "*i32") | {"gate": "*fp32", "units": "i32:16"}
+    return Ahead(
+        f"estimator, guard[{rows} rows]", _guard, signature, {"ROWS": rows, "BLOCK": 128, "BLOCKS": 128}
+    )
+
+
+AHEAD = (
+    *(_ahead_project(dtype, rows) for dtype in ("bf16", "fp16", "fp32") for rows in (1, 8)),
+    *(_ahead(dtype, rows, 64, Config()) for dtype in ("bf16", "fp16", "fp32") for rows in (1, 8)),
+    *(_ahead("bf16", rows, 128, Config(num_warps=8)) for rows in (1, 8)),
+    *(_ahead(dtype, 1, 64, Config(block_k=64, fused=True)) for dtype in ("bf16", "fp16", "fp32")),
+    _ahead("bf16", 1, 64, Config(), spread=False),
+    _ahead_guard(8),
+)
