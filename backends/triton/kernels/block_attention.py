@@ -212,9 +212,9 @@ def _ahead(dtype: str, size: int, config: Config, window: bool = False) -> Ahead
     signature |= {"groups": "i32", "scale": "fp32"} | ({"window": "i32"} if window else {})
     parts = {"M_PARTS": 128 // config.block_m, "N_PARTS": 128 // config.block_n}
     constants = {"SIZE": size, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, **parts, "CAUSAL": True}
-    constants |= {} if window else {"window": None}
+    absent = {} if window else {"window": None}
     name = f"block_attention[{dtype}, D {size}{', window' if window else ''}]"
-    return Ahead(name, _block_attention, signature, constants, config.num_warps, config.num_stages)
+    return Ahead(name, _block_attention, signature, constants | absent, config.num_warps, config.num_stages)
 
 
 AHEAD = (

@@ -130,7 +130,7 @@ def _compact(
             seen = seen & (first <= high)
             uncut = uncut & (last <= low)
         if window is not None:
-            seen = seen & (tl.minimum(last, keys - 1) > low - window)
+            seen = seen & (last > low - window)
             uncut = uncut & (first > high - window)
         whole = (seen & uncut).to(tl.int32)
         partial = seen.to(tl.int32) - whole

@@ -7,8 +7,10 @@ into the norm or activation before each linear. A channel's threshold is the qua
 this token, so that the fractions are exact; random weights say nothing about quality, and time does not depend on it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -41,20 +43,19 @@ class Shape:
     positions: int = 1024
 
     @property
-    def linears(self) -> tuple[tuple[int, int], ...]:
-        """(inputs, outputs) of a layer's linears: qkv, o, gate and up, down."""
+    def linears(self) -> list[tuple[int, int]]:
+        """(inputs, outputs) of a layer's linears, qkv, o, gate and up, down, and of the head."""
         wide = self.heads * self.head
         qkv = wide + 2 * self.kv_heads * self.head
-        return (
-            (self.hidden, qkv),
-            (wide, self.hidden),
-            (self.hidden, 2 * self.neurons),
-            (self.neurons, self.hidden),
-        )
+        mlp = (self.hidden, 2 * self.neurons), (self.neurons, self.hidden)
+        return [(self.hidden, qkv), (wide, self.hidden), *mlp, (self.hidden, self.vocabulary)]
 
 
 Linear = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(which of the four, x, weight, threshold) -> its product."""
+"""(which of a layer's four, or 4 for the head, x, weight, threshold) -> its product."""
+
+Layer = Callable[..., tuple[Tensor, Tensor]]
+Head = Callable[..., Tensor]
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -68,8 +69,8 @@ def _rotated(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), -1).to(x.dtype)
 
 
-def make_layer(shape: Shape, linear: Linear) -> Callable[..., tuple[Tensor, Tensor]]:
-    """(stream, what to add to it, weights, thresholds, cache, angles, position) -> the next two."""
+def make_layer(shape: Shape, linear: Linear) -> Layer:
+    """(stream, what to add to it, weights, thresholds, keys, values, angles, position) -> the next two."""
     groups = shape.heads // shape.kv_heads
     sizes = [shape.heads * shape.head, shape.kv_heads * shape.head, shape.kv_heads * shape.head]
 
@@ -78,7 +79,8 @@ def make_layer(shape: Shape, linear: Linear) -> Callable[..., tuple[Tensor, Tens
         added: Tensor,
         weights: list[Tensor],
         thresholds: list[Tensor],
-        cache: Tensor,
+        keys: Tensor,
+        values: Tensor,
         angles: Tensor,
         position: Tensor,
     ) -> tuple[Tensor, Tensor]:
@@ -86,10 +88,12 @@ def make_layer(shape: Shape, linear: Linear) -> Callable[..., tuple[Tensor, Tens
         q, k, v = linear(0, _norm(stream), weights[0], thresholds[0]).split(sizes, -1)
         q = _rotated(q.view(shape.kv_heads, groups, shape.head), angles)
         k = _rotated(k.view(shape.kv_heads, 1, shape.head), angles)
-        cache[0].index_copy_(1, position, k)
-        cache[1].index_copy_(1, position, v.view(shape.kv_heads, 1, shape.head))
-        # The queries that share keys take the place of successive ones: no mask, and nothing is expanded.
-        mixed = F.scaled_dot_product_attention(q[None], cache[0][None], cache[1][None])
+        keys.index_copy_(1, position, k)
+        values.index_copy_(1, position, v.view(shape.kv_heads, 1, shape.head))
+        # The queries that share keys stand where successive ones would: nothing is expanded. For so few of them two
+        # products are quicker than any of SDPA's kernels.
+        scores = (q @ keys.transpose(1, 2)).float() * shape.head**-0.5
+        mixed = scores.softmax(-1).to(q.dtype) @ values
         stream = stream + linear(1, mixed.reshape(1, -1), weights[1], thresholds[1])
         gate, up = linear(2, _norm(stream), weights[2], thresholds[2]).chunk(2, -1)
         return stream, linear(3, F.silu(gate) * up, weights[3], thresholds[3])
@@ -97,26 +101,40 @@ def make_layer(shape: Shape, linear: Linear) -> Callable[..., tuple[Tensor, Tens
     return layer
 
 
+def make_head(linear: Linear) -> Head:
+    """(stream, what to add to it, weight, threshold) -> logits."""
+
+    def head(stream: Tensor, added: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
+        return linear(4, _norm(stream + added), weight, threshold)
+
+    return head
+
+
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Weights by row or by input, a cache that is full, and a token that each step replaces."""
+    """Weights by row or by input, a cache that is full, and a token that each step replaces.
+
+    head: its weight, and its threshold
+    """
 
     shape: Shape
     weights: list[list[Tensor]]
     thresholds: list[list[Tensor]]
-    cache: Tensor
-    head: Tensor
+    head: list[Tensor]
+    keys: list[Tensor]
+    values: list[Tensor]
     embedding: Tensor
     token: Tensor
     position: Tensor
 
-    def step(self, layer: Callable[..., tuple[Tensor, Tensor]], angles: Tensor) -> Tensor:
+    def step(self, layer: Layer, head: Head, angles: Tensor) -> Tensor:
         """Decode one token; logits [1, V]."""
         stream = self.embedding[self.token]
         added = torch.zeros_like(stream)
         for i, (weights, thresholds) in enumerate(zip(self.weights, self.thresholds, strict=True)):
-            stream, added = layer(stream, added, weights, thresholds, self.cache[i], angles, self.position)
-        logits = F.linear(_norm(stream + added), self.head)
+            cache = self.keys[i], self.values[i]
+            stream, added = layer(stream, added, weights, thresholds, *cache, angles, self.position)
+        logits = head(stream, added, *self.head)
         self.token.copy_(logits.argmax(-1))
         return logits
 
@@ -128,15 +146,20 @@ def make_model(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Model:
     def random(*size: int) -> Tensor:
         return torch.empty(*size, dtype=dtype, device="cuda").normal_(std=size[-1] ** -0.5)
 
-    cache = torch.randn(
-        shape.layers, 2, shape.kv_heads, shape.positions, shape.head, dtype=dtype, device="cuda"
-    )
+    def cache() -> list[Tensor]:
+        size = (shape.kv_heads, shape.positions, shape.head)
+        return [torch.randn(size, dtype=dtype, device="cuda") for _ in range(shape.layers)]
+
+    def threshold() -> Tensor:
+        return torch.full((), -1.0, device="cuda")
+
     return Model(
         shape,
-        [[random(n, k) for k, n in shape.linears] for _ in range(shape.layers)],
-        [[torch.full((), -1.0, device="cuda") for _ in shape.linears] for _ in range(shape.layers)],
-        cache,
-        random(shape.vocabulary, shape.hidden),
+        [[random(n, k) for k, n in shape.linears[:4]] for _ in range(shape.layers)],
+        [[threshold() for _ in range(4)] for _ in range(shape.layers)],
+        [random(shape.vocabulary, shape.hidden), threshold()],
+        cache(),
+        cache(),
         torch.randn(shape.vocabulary, shape.hidden, dtype=dtype, device="cuda"),
         torch.zeros(1, dtype=torch.int64, device="cuda"),
         torch.full((1,), shape.positions - 1, device="cuda"),
@@ -163,25 +186,25 @@ def calibrating_linear(dropped: float) -> Linear:
 
 def sparse_layer_linear(spaces: list[Workspace], tuned: list[Config]) -> Linear:
     """Drops what is below the threshold, and reads the rest; the workspaces serve all layers, which run in turn."""
-    ops = [_op(i, config) for i, config in enumerate(tuned)]
+    ops = [_op(i, config, space) for i, (config, space) in enumerate(zip(tuned, spaces, strict=True))]
 
     def linear(which: int, x: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
-        kept = torch.where(x.abs() > threshold, x, 0.0)
-        space = spaces[which]
-        found: Tensor = ops[which](kept, weight, space.parts, space.arrived)
+        found: Tensor = ops[which](torch.where(x.abs() > threshold, x, 0.0), weight)
         return found
 
     return linear
 
 
-def _op(which: int, config: Config) -> Callable[..., Tensor]:
-    def run(x: Tensor, weight: Tensor, parts: Tensor, arrived: Tensor) -> Tensor:
-        return sparse_linear(x, weight, config=config, space=Workspace(parts, arrived))
+def _op(which: int, config: Config, space: Workspace) -> Callable[..., Tensor]:
+    """The kernel as an op. Its workspace is no argument: functionalized, it would be copied at every call."""
 
-    def fake(x: Tensor, weight: Tensor, parts: Tensor, arrived: Tensor) -> Tensor:
+    def run(x: Tensor, weight: Tensor) -> Tensor:
+        return sparse_linear(x, weight, config=config, space=space)
+
+    def fake(x: Tensor, weight: Tensor) -> Tensor:
         return x.new_empty(x.shape[0], weight.shape[0])
 
-    op = torch.library.custom_op(f"srr_bench::sparse_{which}", run, mutates_args=("parts", "arrived"))
+    op = torch.library.custom_op(f"srr_bench::sparse_{which}", run, mutates_args=())
     op.register_fake(fake)
     return op
 
@@ -193,11 +216,12 @@ def checks() -> Iterator[Check]:
     )
     model = make_model(shape)
     angles = _angles(shape)
-    truth = model.step(make_layer(shape, calibrating_linear(0.5)), angles)
-    model.token.zero_()
+    linear = calibrating_linear(0.5)
+    truth = model.step(make_layer(shape, linear), make_head(linear), angles)
     tuned, spaces = _prepare(shape, {})
     _by_input(model)
-    found = model.step(make_layer(shape, sparse_layer_linear(spaces, tuned)), angles)
+    linear = sparse_layer_linear(spaces, tuned)
+    found = _again(model, make_layer(shape, linear), make_head(linear), angles)
     error = float((found.double() - truth.double()).norm() / truth.double().norm())
     yield Check(NAME, "two layers, half of the channels", error, 3e-2)
 
@@ -208,12 +232,14 @@ def _angles(shape: Shape) -> Tensor:
 
 
 def _by_input(model: Model) -> None:
-    for weights in model.weights:
-        for i, weight in enumerate(weights):
-            weights[i] = weight.t().contiguous().t()
+    """Lay out every weight by input, one at a time."""
+    for weights in (*model.weights, model.head):
+        for i, weight in enumerate(weights[:4]):
+            if weight.dim() == 2:
+                weights[i] = weight.t().contiguous().t()
 
 
-def _prepare(shape: Shape, found: dict[tuple[int, int], Config]) -> tuple[list[Config], list[Workspace]]:
+def _prepare(shape: Shape, found: Mapping[tuple[int, int], Config]) -> tuple[list[Config], list[Workspace]]:
     tuned, spaces = [], []
     for inputs, outputs in shape.linears:
         x = torch.empty(1, inputs, dtype=torch.bfloat16, device="cuda")
@@ -222,7 +248,7 @@ def _prepare(shape: Shape, found: dict[tuple[int, int], Config]) -> tuple[list[C
     return tuned, spaces
 
 
-def measurements(found: dict[tuple[int, int], Config] | None = None) -> Iterator[Measurement]:
+def measurements(found: Mapping[tuple[int, int], Config] | None = None) -> Iterator[Measurement]:
     """Dense by both of Inductor's settings, then sparse at 0, 25, 50 and 65% of each linear's channels skipped.
 
     found: the best configuration by (inputs, outputs), where one was measured
@@ -230,35 +256,39 @@ def measurements(found: dict[tuple[int, int], Config] | None = None) -> Iterator
     shape = Shape()
     model = make_model(shape)
     angles = _angles(shape)
-    read = 2.0 * sum(k * n for k, n in shape.linears) * shape.layers
-    rest = 2.0 * shape.vocabulary * shape.hidden + model.cache.numel() * 2.0
+    head = shape.linears[4]
+    read = 2.0 * (sum(k * n for k, n in shape.linears[:4]) * shape.layers + head[0] * head[1])
+    rest = 2.0 * sum(t.numel() for t in (*model.keys, *model.values))
     dense = {}
-    for name, mode in (("inductor", None), ("inductor, max-autotune", "max-autotune-no-cudagraphs")):
+    for name, mode in (("Inductor", None), ("Inductor, max-autotune", "max-autotune-no-cudagraphs")):
         torch.compiler.reset()
-        layer = torch.compile(make_layer(shape, dense_linear), mode=mode)
-        with torch.no_grad():
-            dense[name] = milliseconds([lambda layer=layer: model.step(layer, angles)], times=2)
+        ways = [
+            torch.compile(made, mode=mode)
+            for made in (make_layer(shape, dense_linear), make_head(dense_linear))
+        ]
+        dense[name] = milliseconds([partial(_again, model, *ways, angles)])
     yield Measurement(NAME, "8B, dense", min(dense.values()), dense, read + rest)
-    thresholds = {}
-    for dropped in (0.0, 0.25, 0.5, 0.65):
-        model.token.zero_()
-        with torch.no_grad():
-            model.step(make_layer(shape, calibrating_linear(dropped)), angles)
-        thresholds[dropped] = [[t.clone() for t in layer_thresholds] for layer_thresholds in model.thresholds]
+    levels = {dropped: _thresholds(model, dropped, angles) for dropped in (0.0, 0.25, 0.5, 0.65)}
     _by_input(model)
     torch.compiler.reset()
     tuned, spaces = _prepare(shape, found or {})
-    layer = torch.compile(make_layer(shape, sparse_layer_linear(spaces, tuned)))
-    for dropped, chosen in thresholds.items():
-        for target, source in zip(model.thresholds, chosen, strict=True):
-            for t, s in zip(target, source, strict=True):
-                t.copy_(s)
-        with torch.no_grad():
-            ms = milliseconds([lambda: _again(model, layer, angles)], times=2)
+    linear = sparse_layer_linear(spaces, tuned)
+    ways = [torch.compile(made) for made in (make_layer(shape, linear), make_head(linear))]
+    for dropped, level in levels.items():
+        for threshold, value in zip((*chain(*model.thresholds), model.head[1]), level, strict=True):
+            threshold.copy_(value)
+        ms = milliseconds([partial(_again, model, *ways, angles)])
         yield Measurement(NAME, f"8B, {dropped:.0%} skipped", ms, dense, (1 - dropped) * read + rest)
 
 
-def _again(model: Model, layer: Callable[..., tuple[Tensor, Tensor]], angles: Tensor) -> Tensor:
+def _thresholds(model: Model, dropped: float, angles: Tensor) -> list[Tensor]:
+    linear = calibrating_linear(dropped)
+    _again(model, make_layer(model.shape, linear), make_head(linear), angles)
+    return [threshold.clone() for threshold in (*chain(*model.thresholds), model.head[1])]
+
+
+def _again(model: Model, layer: Layer, head: Head, angles: Tensor) -> Tensor:
     """The same token each time: the one that thresholds were taken from."""
-    model.token.zero_()
-    return model.step(layer, angles)
+    with torch.no_grad():
+        model.token.zero_()
+        return model.step(layer, head, angles)

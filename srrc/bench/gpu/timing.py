@@ -44,10 +44,18 @@ def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def milliseconds(calls: Sequence[Call], *, times: int = 1) -> float:
-    """The median over `REPLAYS` replays of what one call takes; `times`: rounds of all calls in a graph."""
+ROUNDS = 64
+"""Calls in a graph: launching the graph takes as long as a few of the shortest."""
+
+
+def milliseconds(calls: Sequence[Call]) -> float:
+    """What one of the calls takes: the median over `REPLAYS` replays of a graph of `ROUNDS` calls or more, in turn.
+
+    Where one takes some milliseconds, a graph of two rounds will do.
+    """
     if MODE.warming:
         return _once(calls[0])
+    times = 2 if _slow(calls) else -(-ROUNDS // len(calls))
     graph = capture(list(calls) * times)
     taken = []
     graph.replay()
@@ -76,6 +84,17 @@ def eager_milliseconds(call: Call, *, calls: int = 5) -> float:
         end.synchronize()
         taken.append(start.elapsed_time(end))
     return statistics.median(taken) / calls
+
+
+def _slow(calls: Sequence[Call]) -> bool:
+    """Whether a call takes 2 milliseconds or more on the device, launches aside."""
+    graph = capture(calls[:1])
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return bool(start.elapsed_time(end) >= 2.0)
 
 
 def _once(call: Call) -> float:

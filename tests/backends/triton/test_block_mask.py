@@ -22,7 +22,7 @@ def listed(blocks: Blocks) -> tuple[Tensor, Tensor]:
     return whole, partial
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     batch=st.integers(1, 3),
     heads=st.integers(1, 3),
