@@ -8,10 +8,8 @@ norm (what a unit is worth) and spread (its residual: what the estimate leaves o
 
     estimate = decoder @ (projection @ x);  score = sqrt(estimate^2 + (spread * rms(x))^2) * norm
 
-A unit is kept unless its score <= threshold: NaN is, and a negative threshold keeps everything. Rows share the union.
-Each block of units has a list of its own, so that no program waits for another and the same input gives the same lists.
-The guard (min_kept) needs all blocks' counts: a consumer adds them up itself (`guard_failed`), or takes the counts that
-`guarded` makes. A list goes on with what was dropped, so that where the guard failed it is whole as it stands.
+A unit is kept unless its score <= threshold: NaN is, and a negative threshold keeps everything. Rows share the union,
+listed block by block (`lists.py`).
 
 projection @ x is small, but every program needs all of it. Fused, each computes it again, from a projection in L2: one
 launch, for some ten thousand values. Otherwise a first launch computes it: to read 64 x 4096 values from L2 takes every
@@ -28,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
+from srrc.backends.triton.kernels.lists import Kept, empty, list_units
 
 MAX_ROWS = 8
 MAX_RANK = 128
@@ -46,22 +45,6 @@ class Config:
     fused: bool = False
     early: bool = False
     num_warps: int = 4
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What was kept, before the guard.
-
-    keep:   bool [I], by any row
-    units:  int32 [blocks, block], the units of each block: those kept, in order, then the others
-    counts: int32 [blocks], how many of them are kept
-    rows:   int32 [B, blocks], the same of each row alone
-    """
-
-    keep: Tensor
-    units: Tensor
-    counts: Tensor
-    rows: Tensor
 
 
 def default_config(x: Tensor, rank: int) -> Config:
@@ -95,10 +78,7 @@ def estimator(
     early = config.early and not config.fused
     parts = triton.cdiv(inputs, config.block_k)
     blocks = triton.cdiv(count, config.block)
-    lists, of_blocks, of_rows = (
-        x.new_empty(shape, dtype=torch.int32) for shape in ((blocks, config.block), (blocks,), (rows, blocks))
-    )
-    found = Kept(x.new_empty(count, dtype=torch.bool), lists, of_blocks, of_rows)
+    found = empty(x, rows, count, config.block)
     z = None
     if not config.fused:
         z = x.new_empty(parts, rows, rank // 4 * 4 + 4, dtype=torch.float32)
@@ -107,7 +87,7 @@ def estimator(
             ROWS=rows, RANK=rank, BLOCK_B=triton.next_power_of_2(rows), BLOCK_K=config.block_k, EARLY=early,
         )  # fmt: skip
     _estimate[(blocks,)](
-        x, projection, decoder, spread, norm, gate, z, found.keep, found.units, found.counts, found.rows,
+        x, projection, decoder, spread, norm, gate, z, found.units, found.counts, found.rows,
         inputs, count, blocks, x.stride(0), projection.stride(0), decoder.stride(0),
         ROWS=rows, RANK=rank, PARTS=parts, BLOCK_B=triton.next_power_of_2(rows), BLOCK_R=triton.next_power_of_2(rank),
         BLOCK=config.block, BLOCK_K=config.block_k, EARLY=early,
@@ -116,37 +96,14 @@ def estimator(
     return found
 
 
-def guarded(found: Kept, gate: Tensor) -> Tensor:
-    """The counts after the guard, int32 [blocks]: every unit of every block where a row kept too few."""
-    counts = torch.empty_like(found.counts)
-    blocks, block = found.units.shape
-    _guard[(1,)](
-        found.rows, found.counts, gate, counts, len(found.keep),
-        ROWS=len(found.rows), BLOCK=block, BLOCKS=triton.next_power_of_2(blocks),
-    )  # fmt: skip
-    return counts
-
-
 def scores(x: Tensor, projection: Tensor, decoder: Tensor, norm: Tensor, spread: Tensor | None) -> Tensor:
-    """What is compared with the threshold, [B, I], in float64."""
+    """The truth: what is compared with the threshold, [B, I], in float64; `lists.reference` makes lists of it."""
     wide = x.double()
     estimate = F.linear(F.linear(wide, projection.double()), decoder.double())
     if spread is not None:
         doubt = spread.double() * wide.square().mean(1, keepdim=True).sqrt()
         estimate = (estimate.square() + doubt.square()).sqrt()
     return estimate.abs() * norm.double()
-
-
-def reference(score: Tensor, gate: Tensor, block: int = 128) -> Kept:
-    """The truth, by `scores`."""
-    rows, count = score.shape
-    blocks = triton.cdiv(count, block)
-    kept = ~((score <= gate[0]) & (gate[0] >= 0))
-    padded = F.pad(kept, (0, blocks * block - count)).view(rows, blocks, block)
-    shared = padded.any(0)
-    order = (~shared).to(torch.int8).argsort(dim=1, stable=True)
-    units = order + torch.arange(blocks, device=score.device)[:, None] * block
-    return Kept(kept.any(0), units.int(), shared.sum(1).int(), padded.sum(2).int())
 
 
 @triton.jit
@@ -171,7 +128,7 @@ def _project(
 
 @triton.jit
 def _estimate(
-    x, projection, decoder, spread, norm, gate, z, keep, units, counts, rows,
+    x, projection, decoder, spread, norm, gate, z, units, counts, rows,
     inputs, count, blocks, stride_x, stride_p, stride_d,
     ROWS: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
@@ -210,15 +167,7 @@ def _estimate(
             score = tl.sqrt(score * score + doubt * doubt)
         # A score is never negative, so a negative threshold keeps everything; neither is NaN <= anything.
         kept_by |= tl.where(tl.abs(score * worth) <= threshold, 0, inside.to(tl.int32) << b)
-    row = tl.arange(0, BLOCK_B)
-    tl.store(rows + row * blocks + block, tl.sum((kept_by[None, :] >> row[:, None]) & 1, 1), mask=row < ROWS)
-    shared = (kept_by != 0).to(tl.int32)
-    kept = tl.sum(shared, 0)
-    before = tl.cumsum(shared, 0) - shared
-    position = tl.where(shared != 0, before, kept + unit - block * BLOCK - before)
-    tl.store(keep + unit, shared != 0, mask=inside)
-    tl.store(units + block * BLOCK + position, unit)
-    tl.store(counts + block, kept)
+    list_units(kept_by, unit, units, counts, rows, block, blocks, ROWS, BLOCK_B, BLOCK)
 
 
 @triton.jit
@@ -238,34 +187,11 @@ def _low(x, projection, inputs, stride_p, RANK: tl.constexpr, BLOCK_R: tl.conste
     return tl.sum(wide, 1), tl.sum(square, 0)
 
 
-@triton.jit
-def guard_failed(rows, gate, units, blocks, ROWS: tl.constexpr, BLOCKS: tl.constexpr):
-    """Whether a row kept too few, so that every unit is kept: for consumers. BLOCKS: a power of two >= blocks."""
-    block = tl.arange(0, BLOCKS)
-    least = tl.load(gate + 1) * units
-    failed = 0
-    for b in tl.static_range(ROWS):
-        kept = tl.sum(tl.load(rows + b * blocks + block, mask=block < blocks, other=0), 0)
-        failed |= (kept.to(tl.float32) < least).to(tl.int32)
-    return failed != 0
-
-
-@triton.jit
-def _guard(rows, counts, gate, out, units, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
-    blocks = tl.cdiv(units, BLOCK)
-    block = tl.arange(0, BLOCKS)
-    inside = block < blocks
-    whole = tl.minimum(units - block * BLOCK, BLOCK)
-    kept = tl.load(counts + block, mask=inside, other=0)
-    failed = guard_failed(rows, gate, units, blocks, ROWS, BLOCKS)
-    tl.store(out + block, tl.where(failed, whole, kept), mask=inside)
-
-
 def _ahead(dtype: str, rows: int, rank: int, config: Config, *, spread: bool = True) -> Ahead:
     constants = {"ROWS": rows, "RANK": rank, "BLOCK_B": rows, "BLOCK_R": rank, "PARTS": 2 if rows == 1 else 4}
     constants |= {"BLOCK": config.block, "BLOCK_K": config.block_k, "EARLY": False}
     absent = dict.fromkeys((*(() if spread else ("spread",)), *(("z",) if config.fused else ())))
-    signature = dict.fromkeys(("x", "projection", "decoder"), f"*{dtype}") | {"keep": "*i1"}
+    signature = dict.fromkeys(("x", "projection", "decoder"), f"*{dtype}")
     signature |= dict.fromkeys(("norm", "gate", "spread", "z"), "*fp32")
     signature |= dict.fromkeys(("units", "counts", "rows"), "*i32")
     signature |= dict.fromkeys(("inputs", "count", "blocks", "stride_x", "stride_p", "stride_d"), "i32:16")
@@ -282,18 +208,10 @@ def _ahead_project(dtype: str, rows: int) -> Ahead:
     return Ahead(f"estimator, projection[{dtype}, {rows} rows]", _project, signature, constants)
 
 
-def _ahead_guard(rows: int) -> Ahead:
-    signature = dict.fromkeys(("rows", "counts", "out"), "*i32") | {"gate": "*fp32", "units": "i32:16"}
-    return Ahead(
-        f"estimator, guard[{rows} rows]", _guard, signature, {"ROWS": rows, "BLOCK": 128, "BLOCKS": 128}
-    )
-
-
 AHEAD = (
     *(_ahead_project(dtype, rows) for dtype in ("bf16", "fp16", "fp32") for rows in (1, 8)),
     *(_ahead(dtype, rows, 64, Config()) for dtype in ("bf16", "fp16", "fp32") for rows in (1, 8)),
     *(_ahead("bf16", rows, 128, Config(num_warps=8)) for rows in (1, 8)),
     *(_ahead(dtype, 1, 64, Config(block_k=64, fused=True)) for dtype in ("bf16", "fp16", "fp32")),
     _ahead("bf16", 1, 64, Config(), spread=False),
-    _ahead_guard(8),
 )

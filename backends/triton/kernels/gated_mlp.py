@@ -1,16 +1,19 @@
 """MLP of a decoded token that computes only the neurons that matter, in two launches.
 
     gated_mlp(x, gate_weight, up_weight, down_weight, norms, thresholds, chosen=None) -> down(h)
-    h = activation(gate(x)) * up(x) for the neurons that are kept, else 0
+    h = activation(gate(x)) * up(x) for the neurons that are kept
 
-x [B, K], 1 <= B <= 16; gate_weight, up_weight [I, K] by row; down_weight [N, I] by input (strides (1, N)); norms
-float32 [2, I]; thresholds float32 [2]; chosen bool [I] or None, what an estimator left -> [B, N] of x's dtype; fp16,
-bf16 or fp32, accumulated in fp32.
+x [B, K], 1 <= B <= 8; gate_weight, up_weight [I, K] by row; down_weight [N, I] by input (strides (1, N)); norms
+float32 [2, I]; thresholds float32 [2]; chosen: the lists (`lists.py`) that an estimator left, or None for all neurons
+-> [B, N] of x's dtype; fp16, bf16 or fp32, accumulated in fp32.
 
 A neuron is dropped where |activation(gate)| * norms[0] <= thresholds[0] in every row, before its row of `up` is read,
-or where |h| * norms[1] <= thresholds[1], before its row of `down` is; one that is not chosen costs nothing at all. NaN
-is kept. The first launch has the gate of a block of neurons when it decides for them; the second must wait for all of
-h, because each output is a sum over all neurons: fewer launches than two would take a barrier across the whole card.
+or where |h| * norms[1] <= thresholds[1] or h is zero, before its row of `down` is; one that is not chosen costs nothing
+at all. NaN is kept. Guards are not asked here: those of the chosen are in their counts (`lists.guarded`).
+
+The first launch has the gate of some neurons when it decides for them, and the last of a block's programs to arrive
+lists what `down` has to read. The second must wait for all of h, because each output is a sum over all neurons: fewer
+launches than two would take a barrier across the whole card.
 Source: CATS (Lee et al. 2024); the last gate after Deja Vu (Liu et al. 2023), with h known instead of predicted.
 """
 
@@ -23,6 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
+from srrc.backends.triton.kernels.lists import Kept, empty, list_units
 from srrc.backends.triton.kernels.sparse_linear import MAX_ROWS, Workspace, sparse_linear
 from srrc.backends.triton.kernels.sparse_linear import Config as LinearConfig
 from srrc.ops import activation as activations
@@ -32,12 +36,13 @@ KNOWN = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid")
 
 @dataclass(frozen=True)
 class Config:
-    """How the first launch is cut: neurons of a program, inputs at once, and Triton's own."""
+    """How the first launch is cut: neurons of a program, inputs at once, Triton's own, and neurons of a list."""
 
     block_i: int
     block_k: int
     num_warps: int
     num_stages: int = 2
+    block: int = 256
 
 
 def configs(rows: int) -> tuple[Config, ...]:
@@ -60,18 +65,27 @@ def gated_mlp(
     down_weight: Tensor,
     norms: Tensor,
     thresholds: Tensor,
-    chosen: Tensor | None = None,
+    chosen: Kept | None = None,
     *,
     activation: str = "silu",
     config: Config | None = None,
     down_config: LinearConfig | None = None,
+    arrived: Tensor | None = None,
     space: Workspace | None = None,
 ) -> Tensor:
-    """Launch both. Raises ValueError for what the kernels do not take."""
-    hidden = gated_hidden(
-        x, gate_weight, up_weight, norms, thresholds, chosen, activation=activation, config=config
+    """Launch both; see `gated_hidden` and `sparse_linear` for what they can share between calls."""
+    hidden, kept = gated_hidden(
+        x,
+        gate_weight,
+        up_weight,
+        norms,
+        thresholds,
+        chosen,
+        activation=activation,
+        config=config,
+        arrived=arrived,
     )
-    return sparse_linear(hidden, down_weight, config=down_config, space=space)
+    return sparse_linear(hidden, kept, down_weight, config=down_config, space=space)
 
 
 def gated_hidden(
@@ -80,32 +94,43 @@ def gated_hidden(
     up_weight: Tensor,
     norms: Tensor,
     thresholds: Tensor,
-    chosen: Tensor | None = None,
+    chosen: Kept | None = None,
     *,
     activation: str = "silu",
     config: Config | None = None,
-) -> Tensor:
-    """The first launch: h [B, I] of x's dtype, zero where a neuron is dropped."""
+    arrived: Tensor | None = None,
+) -> tuple[Tensor, Kept]:
+    """The first launch: h [B, I] of x's dtype, which holds nothing of sense where a neuron is not kept, and the lists.
+
+    arrived int32 [blocks], zero between launches: launches that run at the same time must not share one. Raises
+    ValueError for what the kernel does not take.
+    """
     rows, inputs = x.shape
     neurons = gate_weight.shape[0]
     if not 1 <= rows <= MAX_ROWS or activation not in KNOWN:
         raise ValueError(
-            f"gated_hidden takes 1 to {MAX_ROWS} rows and one of {', '.join(KNOWN)}, not {rows} and"
-            f" {activation!r}"
+            f"gated_hidden takes 1 to {MAX_ROWS} rows and one of {', '.join(KNOWN)}, not {rows} and {activation!r}"
         )
     if gate_weight.stride() != up_weight.stride() or gate_weight.stride(1) != 1 or x.stride(1) != 1:
         raise ValueError(
             f"gated_hidden takes weights by row, not strides {gate_weight.stride()} and {up_weight.stride()}"
         )
+    if chosen is not None and chosen.count != neurons:
+        raise ValueError(f"the lists are of {chosen.count} units, the MLP has {neurons} neurons")
     config = config or default_config(rows)
     hidden = x.new_empty(rows, neurons)
-    _gated_hidden[(triton.cdiv(neurons, config.block_i),)](
-        x, gate_weight, up_weight, norms, thresholds, None if chosen is None else chosen.view(torch.int8), hidden,
-        inputs, neurons, x.stride(0), gate_weight.stride(0),
-        ROWS=rows, ACTIVATION=activation, BLOCK_I=config.block_i, BLOCK_K=config.block_k,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+    kept = empty(x, rows, neurons, config.block if chosen is None else chosen.block)
+    blocks = len(kept.counts)
+    arrived = torch.zeros_like(kept.counts) if arrived is None else arrived
+    _gated_hidden[(blocks * (kept.block // config.block_i),)](
+        x, gate_weight, up_weight, norms, thresholds,
+        None if chosen is None else chosen.units, None if chosen is None else chosen.counts,
+        hidden, kept.units, kept.counts, kept.rows, arrived,
+        inputs, neurons, blocks, x.stride(0), gate_weight.stride(0),
+        ROWS=rows, BLOCK_B=triton.next_power_of_2(rows), ACTIVATION=activation, BLOCK=kept.block,
+        BLOCK_I=config.block_i, BLOCK_K=config.block_k, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    return hidden
+    return hidden, kept
 
 
 def reference(
@@ -118,7 +143,7 @@ def reference(
     *,
     activation: str = "silu",
 ) -> Tensor:
-    """The truth for `gated_hidden`, in float64."""
+    """The truth for `gated_hidden`, in float64: h, zero where a neuron is not kept. chosen: bool [I]."""
     wide = x.double()
     acted = activations.lookup(activation).forward(F.linear(wide, gate_weight.double()))
     keep = ~(acted.abs() * norms[0] <= thresholds[0]).all(0)
@@ -127,36 +152,51 @@ def reference(
     return torch.where(~(hidden.abs() * norms[1] <= thresholds[1]).all(0), hidden, 0.0).to(x.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["blocks"])
 def _gated_hidden(
-    x, gate_weight, up_weight, norms, thresholds, chosen, hidden,
-    inputs, neurons, stride_x, stride_i,
-    ROWS: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
+    x, gate_weight, up_weight, norms, thresholds, chosen, chosen_counts, hidden, units, counts, kept_rows, arrived,
+    inputs, neurons, blocks, stride_x, stride_i,
+    ROWS: tl.constexpr, BLOCK_B: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    i = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
-    inside = i < neurons
-    alive = inside
+    programs = BLOCK // BLOCK_I
+    block = tl.program_id(0) // programs
+    place = tl.program_id(0) % programs * BLOCK_I + tl.arange(0, BLOCK_I)
+    count = tl.minimum(neurons - block * BLOCK, BLOCK)
+    i = block * BLOCK + place
     if chosen is not None:
-        alive &= tl.load(chosen + i, mask=inside, other=0) != 0
-    acted = _activate(
-        _rows(x, gate_weight, i, alive, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K), ACTIVATION
-    )
-    worth = tl.load(norms + i, mask=inside, other=0.0)[None, :]
-    dropped = tl.abs(acted) * worth <= tl.load(thresholds)
+        count = tl.load(chosen_counts + block)
+        i = tl.load(chosen + i)
+    alive = place < count
+    acted = _rows(x, gate_weight, i, alive, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K)
+    acted = _activate(acted, ACTIVATION)
+    dropped = tl.abs(acted) * tl.load(norms + i, mask=alive, other=0.0)[None, :] <= tl.load(thresholds)
     if ROWS == 1:
         b = tl.zeros((1,), tl.int32)
     else:
         b = tl.arange(0, 16)
         dropped |= (b >= ROWS)[:, None]
-    alive &= tl.min(dropped.to(tl.int32), 0) == 0
-    value = acted * _rows(x, up_weight, i, alive, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K)
-    worth = tl.load(norms + neurons + i, mask=inside, other=0.0)[None, :]
-    dropped = tl.abs(value) * worth <= tl.load(thresholds + 1)
-    dropped |= (b >= ROWS)[:, None]
-    alive &= tl.min(dropped.to(tl.int32), 0) == 0
-    value = tl.where(alive[None, :], value, 0.0)
-    mine = (b < ROWS)[:, None] & inside[None, :]
-    tl.store(hidden + b[:, None] * neurons + i[None, :], value.to(hidden.dtype.element_ty), mask=mine)
+    wanted = alive & (tl.min(dropped.to(tl.int32), 0) == 0)
+    value = acted * _rows(x, up_weight, i, wanted, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K)
+    value = tl.where(wanted[None, :], value, 0.0).to(hidden.dtype.element_ty)
+    tl.store(hidden + b[:, None] * neurons + i[None, :], value, mask=(b < ROWS)[:, None] & alive[None, :])
+    tl.debug_barrier()  # every thread's part is written before one of them says so
+    if tl.atomic_add(arrived + block, 1, sem="acq_rel") == programs - 1:
+        tl.store(arrived + block, 0)
+        lane = tl.arange(0, BLOCK)
+        unit = block * BLOCK + lane
+        if chosen is not None:
+            unit = tl.load(chosen + unit)
+        worth = tl.load(norms + neurons + unit, mask=lane < count, other=0.0)
+        threshold = tl.load(thresholds + 1)
+        kept_by = tl.zeros((BLOCK,), tl.int32)
+        for row in tl.static_range(ROWS):
+            found = tl.load(hidden + row * neurons + unit, mask=lane < count, other=0.0, cache_modifier=".cg")
+            found = tl.abs(found.to(tl.float32))
+            kept_by |= tl.where(
+                (found * worth <= threshold) | (found == 0.0), 0, (lane < count).to(tl.int32) << row
+            )
+        list_units(kept_by, unit, units, counts, kept_rows, block, blocks, ROWS, BLOCK_B, BLOCK)
 
 
 @triton.jit
@@ -167,6 +207,7 @@ def _rows(
     """Products of x with the rows i of a weight that are alive: [1 or 16, BLOCK_I]."""
     k = tl.arange(0, BLOCK_K)
     row = weight + i[:, None].to(tl.int64) * stride_i
+    inputs *= tl.max(alive.to(tl.int32), 0)  # nothing alive: nothing to do
     if ROWS == 1:
         wide = tl.zeros((BLOCK_I, BLOCK_K), tl.float32)
         for start in range(0, inputs, BLOCK_K):
@@ -208,14 +249,21 @@ def _activate(x, NAME: tl.constexpr):
     return y
 
 
-def _ahead(dtype: str, rows: int) -> Ahead:
-    pointers = {"x": dtype, "gate_weight": dtype, "up_weight": dtype, "norms": "fp32", "thresholds": "fp32"}
-    signature = {name: f"*{kind}" for name, kind in (pointers | {"chosen": "i8", "hidden": dtype}).items()}
-    signature |= dict.fromkeys(("inputs", "neurons", "stride_x", "stride_i"), "i32:16")
+def _ahead(dtype: str, rows: int, *, chosen: bool) -> Ahead:
+    signature = dict.fromkeys(("x", "gate_weight", "up_weight", "hidden"), f"*{dtype}")
+    signature |= dict.fromkeys(("norms", "thresholds"), "*fp32")
+    signature |= dict.fromkeys(("units", "counts", "kept_rows", "arrived"), "*i32")
+    signature |= dict.fromkeys(("chosen", "chosen_counts"), "*i32") if chosen else {}
+    signature |= dict.fromkeys(("inputs", "neurons", "stride_x", "stride_i"), "i32:16") | {"blocks": "i32"}
     config = default_config(rows)
-    constants = {"ROWS": rows, "ACTIVATION": "silu", "BLOCK_I": config.block_i, "BLOCK_K": config.block_k}
-    name = f"gated_hidden[{dtype}, {rows} rows]"
+    constants = {"ROWS": rows, "BLOCK_B": rows, "ACTIVATION": "silu", "BLOCK": config.block}
+    constants |= {"BLOCK_I": config.block_i, "BLOCK_K": config.block_k}
+    constants |= {} if chosen else {"chosen": None, "chosen_counts": None}
+    name = f"gated_hidden[{dtype}, {rows} rows{', chosen' if chosen else ''}]"
     return Ahead(name, _gated_hidden, signature, constants, config.num_warps, config.num_stages)
 
 
-AHEAD = tuple(_ahead(dtype, rows) for dtype in ("bf16", "fp16", "fp32") for rows in (1, 8))
+AHEAD = (
+    *(_ahead(dtype, rows, chosen=False) for dtype in ("bf16", "fp16", "fp32") for rows in (1, 8)),
+    *(_ahead("bf16", rows, chosen=True) for rows in (1, 8)),
+)

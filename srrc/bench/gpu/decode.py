@@ -2,28 +2,22 @@
 
 One step is one CUDA graph: embedding, 32 layers, head, the best token. Both ways are compiled by Inductor a layer at a
 time, cut where the residual stream has not yet taken up what a layer adds, so that nothing is left unfused; dense takes
-the faster of Inductor's default and max-autotune. The gates of the sparse one are Inductor's too: a comparison, fused
-into the norm or activation before each linear. A channel's threshold is the quantile of what the linear is given at
-this token, so that the fractions are exact; random weights say nothing about quality, and time does not depend on it.
+the faster of Inductor's default and max-autotune. The sparse one skips channels of every linear, the head's too, by
+thresholds: the quantiles of what the linear is given at this token, so that the fractions are exact. Random weights say
+nothing about quality, and time does not depend on it.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from srrc.backends.triton.kernels.sparse_linear import (
-    Config,
-    Workspace,
-    default_config,
-    sparse_linear,
-    workspace,
-)
+from srrc.bench.gpu.decode_linears import Calibrating, Dense, Linears, Sparse
 from srrc.bench.gpu.record import Check, Measurement
+from srrc.bench.gpu.sparse_linear import best_launch
 from srrc.bench.gpu.timing import milliseconds
 
 NAME = "decode"
@@ -51,16 +45,8 @@ class Shape:
         return [(self.hidden, qkv), (wide, self.hidden), *mlp, (self.hidden, self.vocabulary)]
 
 
-Linear = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""(which of a layer's four, or 4 for the head, x, weight, threshold) -> its product."""
-
 Layer = Callable[..., tuple[Tensor, Tensor]]
 Head = Callable[..., Tensor]
-
-
-def _norm(x: Tensor) -> Tensor:
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-5)).to(x.dtype)
 
 
 def _rotated(x: Tensor, angles: Tensor) -> Tensor:
@@ -69,8 +55,8 @@ def _rotated(x: Tensor, angles: Tensor) -> Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), -1).to(x.dtype)
 
 
-def make_layer(shape: Shape, linear: Linear) -> Layer:
-    """(stream, what to add to it, weights, thresholds, keys, values, angles, position) -> the next two."""
+def make_layer(shape: Shape, linears: Linears) -> Layer:
+    """(stream, what to add to it, weights, gates, keys, values, angles, position) -> the next two."""
     groups = shape.heads // shape.kv_heads
     sizes = [shape.heads * shape.head, shape.kv_heads * shape.head, shape.kv_heads * shape.head]
 
@@ -78,14 +64,14 @@ def make_layer(shape: Shape, linear: Linear) -> Layer:
         stream: Tensor,
         added: Tensor,
         weights: list[Tensor],
-        thresholds: list[Tensor],
+        gates: list[Tensor],
         keys: Tensor,
         values: Tensor,
         angles: Tensor,
         position: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        stream = stream + added
-        q, k, v = linear(0, _norm(stream), weights[0], thresholds[0]).split(sizes, -1)
+        stream, qkv = linears.normed(0, stream, added, weights[0], gates[0])
+        q, k, v = qkv.split(sizes, -1)
         q = _rotated(q.view(shape.kv_heads, groups, shape.head), angles)
         k = _rotated(k.view(shape.kv_heads, 1, shape.head), angles)
         keys.index_copy_(1, position, k)
@@ -93,19 +79,19 @@ def make_layer(shape: Shape, linear: Linear) -> Layer:
         # The queries that share keys stand where successive ones would: nothing is expanded. For so few of them two
         # products are quicker than any of SDPA's kernels.
         scores = (q @ keys.transpose(1, 2)).float() * shape.head**-0.5
-        mixed = scores.softmax(-1).to(q.dtype) @ values
-        stream = stream + linear(1, mixed.reshape(1, -1), weights[1], thresholds[1])
-        gate, up = linear(2, _norm(stream), weights[2], thresholds[2]).chunk(2, -1)
-        return stream, linear(3, F.silu(gate) * up, weights[3], thresholds[3])
+        mixed = (scores.softmax(-1).to(q.dtype) @ values).reshape(1, -1)
+        added = linears.plain(1, mixed, weights[1], gates[1])
+        stream, gate_up = linears.normed(2, stream, added, weights[2], gates[2])
+        return stream, linears.glu(3, gate_up, weights[3], gates[3])
 
     return layer
 
 
-def make_head(linear: Linear) -> Head:
-    """(stream, what to add to it, weight, threshold) -> logits."""
+def make_head(linears: Linears) -> Head:
+    """(stream, what to add to it, weight, gate) -> logits."""
 
-    def head(stream: Tensor, added: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
-        return linear(4, _norm(stream + added), weight, threshold)
+    def head(stream: Tensor, added: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
+        return linears.normed(4, stream, added, weight, gate)[1]
 
     return head
 
@@ -114,12 +100,12 @@ def make_head(linear: Linear) -> Head:
 class Model:
     """Weights by row or by input, a cache that is full, and a token that each step replaces.
 
-    head: its weight, and its threshold
+    head: its weight, and its gate
     """
 
     shape: Shape
     weights: list[list[Tensor]]
-    thresholds: list[list[Tensor]]
+    gates: list[list[Tensor]]
     head: list[Tensor]
     keys: list[Tensor]
     values: list[Tensor]
@@ -131,9 +117,9 @@ class Model:
         """Decode one token; logits [1, V]."""
         stream = self.embedding[self.token]
         added = torch.zeros_like(stream)
-        for i, (weights, thresholds) in enumerate(zip(self.weights, self.thresholds, strict=True)):
+        for i, (weights, gates) in enumerate(zip(self.weights, self.gates, strict=True)):
             cache = self.keys[i], self.values[i]
-            stream, added = layer(stream, added, weights, thresholds, *cache, angles, self.position)
+            stream, added = layer(stream, added, weights, gates, *cache, angles, self.position)
         logits = head(stream, added, *self.head)
         self.token.copy_(logits.argmax(-1))
         return logits
@@ -150,63 +136,20 @@ def make_model(shape: Shape, dtype: torch.dtype = torch.bfloat16) -> Model:
         size = (shape.kv_heads, shape.positions, shape.head)
         return [torch.randn(size, dtype=dtype, device="cuda") for _ in range(shape.layers)]
 
-    def threshold() -> Tensor:
-        return torch.full((), -1.0, device="cuda")
+    def gate() -> Tensor:
+        return torch.tensor([-1.0, 0.0], device="cuda")
 
     return Model(
         shape,
         [[random(n, k) for k, n in shape.linears[:4]] for _ in range(shape.layers)],
-        [[threshold() for _ in range(4)] for _ in range(shape.layers)],
-        [random(shape.vocabulary, shape.hidden), threshold()],
+        [[gate() for _ in range(4)] for _ in range(shape.layers)],
+        [random(shape.vocabulary, shape.hidden), gate()],
         cache(),
         cache(),
         torch.randn(shape.vocabulary, shape.hidden, dtype=dtype, device="cuda"),
         torch.zeros(1, dtype=torch.int64, device="cuda"),
         torch.full((1,), shape.positions - 1, device="cuda"),
     )
-
-
-def dense_linear(which: int, x: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
-    """What is measured against."""
-    return F.linear(x, weight)
-
-
-def calibrating_linear(dropped: float) -> Linear:
-    """Sets each threshold to the quantile of what the linear is given, and leaves that out."""
-
-    def linear(which: int, x: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
-        if dropped > 0:
-            threshold.copy_(x.abs().float().sort().values[0, round(dropped * x.shape[-1]) - 1])
-        else:
-            threshold.fill_(-1.0)
-        return F.linear(torch.where(x.abs() > threshold, x, 0.0), weight)
-
-    return linear
-
-
-def sparse_layer_linear(spaces: list[Workspace], tuned: list[Config]) -> Linear:
-    """Drops what is below the threshold, and reads the rest; the workspaces serve all layers, which run in turn."""
-    ops = [_op(i, config, space) for i, (config, space) in enumerate(zip(tuned, spaces, strict=True))]
-
-    def linear(which: int, x: Tensor, weight: Tensor, threshold: Tensor) -> Tensor:
-        found: Tensor = ops[which](torch.where(x.abs() > threshold, x, 0.0), weight)
-        return found
-
-    return linear
-
-
-def _op(which: int, config: Config, space: Workspace) -> Callable[..., Tensor]:
-    """The kernel as an op. Its workspace is no argument: functionalized, it would be copied at every call."""
-
-    def run(x: Tensor, weight: Tensor) -> Tensor:
-        return sparse_linear(x, weight, config=config, space=space)
-
-    def fake(x: Tensor, weight: Tensor) -> Tensor:
-        return x.new_empty(x.shape[0], weight.shape[0])
-
-    op = torch.library.custom_op(f"srr_bench::sparse_{which}", run, mutates_args=())
-    op.register_fake(fake)
-    return op
 
 
 def checks() -> Iterator[Check]:
@@ -216,12 +159,11 @@ def checks() -> Iterator[Check]:
     )
     model = make_model(shape)
     angles = _angles(shape)
-    linear = calibrating_linear(0.5)
-    truth = model.step(make_layer(shape, linear), make_head(linear), angles)
-    tuned, spaces = _prepare(shape, {})
+    calibrating = Calibrating(0.5)
+    truth = model.step(make_layer(shape, calibrating), make_head(calibrating), angles)
     _by_input(model)
-    linear = sparse_layer_linear(spaces, tuned)
-    found = _again(model, make_layer(shape, linear), make_head(linear), angles)
+    sparse = Sparse(shape.linears, {})
+    found = _again(model, make_layer(shape, sparse), make_head(sparse), angles)
     error = float((found.double() - truth.double()).norm() / truth.double().norm())
     yield Check(NAME, "two layers, half of the channels", error, 3e-2)
 
@@ -239,20 +181,8 @@ def _by_input(model: Model) -> None:
                 weights[i] = weight.t().contiguous().t()
 
 
-def _prepare(shape: Shape, found: Mapping[tuple[int, int], Config]) -> tuple[list[Config], list[Workspace]]:
-    tuned, spaces = [], []
-    for inputs, outputs in shape.linears:
-        x = torch.empty(1, inputs, dtype=torch.bfloat16, device="cuda")
-        tuned.append(found.get((inputs, outputs)) or default_config(x, outputs))
-        spaces.append(workspace(x, outputs, tuned[-1]))
-    return tuned, spaces
-
-
-def measurements(found: Mapping[tuple[int, int], Config] | None = None) -> Iterator[Measurement]:
-    """Dense by both of Inductor's settings, then sparse at 0, 25, 50 and 65% of each linear's channels skipped.
-
-    found: the best configuration by (inputs, outputs), where one was measured
-    """
+def measurements() -> Iterator[Measurement]:
+    """Dense by both of Inductor's settings, then sparse at 0, 25, 50 and 65% of each linear's channels skipped."""
     shape = Shape()
     model = make_model(shape)
     angles = _angles(shape)
@@ -262,29 +192,26 @@ def measurements(found: Mapping[tuple[int, int], Config] | None = None) -> Itera
     dense = {}
     for name, mode in (("Inductor", None), ("Inductor, max-autotune", "max-autotune-no-cudagraphs")):
         torch.compiler.reset()
-        ways = [
-            torch.compile(made, mode=mode)
-            for made in (make_layer(shape, dense_linear), make_head(dense_linear))
-        ]
+        ways = [torch.compile(made, mode=mode) for made in (make_layer(shape, Dense()), make_head(Dense()))]
         dense[name] = milliseconds([partial(_again, model, *ways, angles)])
     yield Measurement(NAME, "8B, dense", min(dense.values()), dense, read + rest)
     levels = {dropped: _thresholds(model, dropped, angles) for dropped in (0.0, 0.25, 0.5, 0.65)}
     _by_input(model)
     torch.compiler.reset()
-    tuned, spaces = _prepare(shape, found or {})
-    linear = sparse_layer_linear(spaces, tuned)
-    ways = [torch.compile(made) for made in (make_layer(shape, linear), make_head(linear))]
+    several = {shape.linears[i]: [weights[i] for weights in model.weights[:8]] for i in range(4)}
+    sparse = Sparse(shape.linears, {size: best_launch(weights, 1) for size, weights in several.items()})
+    ways = [torch.compile(made) for made in (make_layer(shape, sparse), make_head(sparse))]
     for dropped, level in levels.items():
-        for threshold, value in zip((*chain(*model.thresholds), model.head[1]), level, strict=True):
-            threshold.copy_(value)
+        for gate, value in zip((*chain(*model.gates), model.head[1]), level, strict=True):
+            gate.copy_(value)
         ms = milliseconds([partial(_again, model, *ways, angles)])
         yield Measurement(NAME, f"8B, {dropped:.0%} skipped", ms, dense, (1 - dropped) * read + rest)
 
 
 def _thresholds(model: Model, dropped: float, angles: Tensor) -> list[Tensor]:
-    linear = calibrating_linear(dropped)
-    _again(model, make_layer(model.shape, linear), make_head(linear), angles)
-    return [threshold.clone() for threshold in (*chain(*model.thresholds), model.head[1])]
+    calibrating = Calibrating(dropped)
+    _again(model, make_layer(model.shape, calibrating), make_head(calibrating), angles)
+    return [gate.clone() for gate in (*chain(*model.gates), model.head[1])]
 
 
 def _again(model: Model, layer: Layer, head: Head, angles: Tensor) -> Tensor:

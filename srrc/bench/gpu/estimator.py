@@ -7,12 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srrc.backends.triton.kernels import lists
 from srrc.backends.triton.kernels.estimator import (
     Config,
     default_config,
     estimator,
-    guarded,
-    reference,
     scores,
 )
 from srrc.bench.gpu.record import Check, Measurement, check
@@ -64,15 +63,15 @@ def checks() -> Iterator[Check]:
         for dropped, least in ((0.5, 0.0), (0.9, 0.2)):
             gate = torch.tensor([threshold(score, dropped), least], device="cuda")
             found = estimator(x, projection, decoder, norm, gate, spread, config=config)
-            truth = reference(score, gate)
+            truth = lists.reference(score, gate, 128)
             case = f"{dtype}, {rows} x {sizes}, {dropped} dropped, {config or default_config(x, sizes[2])}"
-            for field in ("keep", "units", "counts", "rows"):
+            for field in ("units", "counts", "rows"):
                 yield check(
                     NAME, f"{field}, {case}", getattr(found, field).float(), getattr(truth, field).float()
                 )
         counts = torch.full_like(truth.counts, truth.units.shape[1])
         counts[-1] = sizes[1] - int(counts[:-1].sum())
-        yield check(NAME, f"guard, {case}", guarded(found, gate).float(), counts.float())
+        yield check(NAME, f"guard, {case}", lists.guarded(found, gate).float(), counts.float())
 
 
 def measurements() -> Iterator[Measurement]:

@@ -1,13 +1,17 @@
 """The neuron-gated MLP against a dense one by cuBLAS, at shapes of Llama-3-8B and SmolLM2-135M."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srrc.backends.triton.kernels import lists
 from srrc.backends.triton.kernels.gated_mlp import Config, configs, gated_hidden, gated_mlp, reference
+from srrc.backends.triton.kernels.lists import Kept
+from srrc.backends.triton.kernels.sparse_linear import default_config, workspace
 from srrc.bench.gpu.record import Check, Measurement, check
 from srrc.bench.gpu.timing import copies, milliseconds
 
@@ -18,23 +22,34 @@ SHAPES = {"8B": (4096, 14336), "SmolLM2": (576, 1536)}
 
 
 def checks() -> Iterator[Check]:
-    """Against the reference, with thresholds that leave some half of the neurons."""
+    """Against the reference, neurons chosen beforehand and by their exact gates."""
     torch.manual_seed(0)
     for dtype, rows in product((torch.float32, torch.float16, torch.bfloat16), (1, 3, 8)):
         for inputs, neurons in ((1024, 2048), (300, 777)):
             x, gate, up = _inputs(rows, inputs, neurons, dtype)
             chosen = torch.rand(neurons, device="cuda") < 0.7
             # Far from any score: rounding must not decide.
-            given = (torch.ones(2, neurons, device="cuda"), torch.tensor([-1.0, -1.0], device="cuda"), chosen)
-            case = f"{dtype}, {rows} x {inputs} x {neurons}"
-            yield check(
-                NAME, f"{case}, chosen", gated_hidden(x, gate, up, *given), reference(x, gate, up, *given)
+            shared = (
+                x,
+                gate,
+                up,
+                torch.ones(2, neurons, device="cuda"),
+                torch.tensor([-1.0, -1.0], device="cuda"),
             )
+            case = f"{dtype}, {rows} x {inputs} x {neurons}"
+            found = _kept(*gated_hidden(*shared, _lists(chosen)))
+            yield check(NAME, f"{case}, chosen", found, reference(*shared, chosen))
             if dtype == torch.float32:
-                given = (given[0], torch.tensor([0.1, 0.05], device="cuda"), None)
-                yield check(
-                    NAME, f"{case}, gated", gated_hidden(x, gate, up, *given), reference(x, gate, up, *given)
-                )
+                shared = (*shared[:4], torch.tensor([0.1, 0.05], device="cuda"))
+                yield check(NAME, f"{case}, gated", _kept(*gated_hidden(*shared)), reference(*shared))
+
+
+def _lists(chosen: Tensor) -> Kept:
+    return lists.reference(chosen[None].float(), torch.tensor([0.5, 0.0], device="cuda"), 256)
+
+
+def _kept(hidden: Tensor, kept: Kept) -> Tensor:
+    return torch.where(kept.mask(), hidden, 0.0)
 
 
 def _inputs(rows: int, inputs: int, neurons: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -52,18 +67,18 @@ def measurements() -> Iterator[Measurement]:
             down = (torch.randn(neurons, inputs, device="cuda") / neurons**0.5).to(torch.bfloat16).t()
             sets = copies(gate, up, down)
             by_row = [(torch.cat((g, u)), d.contiguous()) for g, u, d in sets]
-            others = {"cuBLAS": milliseconds([lambda w=w, x=x: _dense(x, *w) for w in by_row])}
+            others = {"cuBLAS": milliseconds([partial(_dense, x, *w) for w in by_row])}
             del by_row
             open_gates = torch.tensor([-1.0, -1.0], device="cuda")
             norms = torch.ones(2, neurons, device="cuda")
-            half = torch.rand(neurons, device="cuda") < 0.5
+            half = _lists(torch.rand(neurons, device="cuda") < 0.5)
             found = {c: _time(x, sets, norms, open_gates, half, c) for c in configs(rows)}
             best = min(found, key=lambda config: found[config])
             read = 2.0 * 3 * inputs * neurons
             yield Measurement(
                 NAME, f"{name}, {rows} rows, half known", found[best], others, read / 2, config=str(best)
             )
-            quarter = torch.rand(neurons, device="cuda") < 0.25
+            quarter = _lists(torch.rand(neurons, device="cuda") < 0.25)
             ms = _time(x, sets, norms, open_gates, quarter, best)
             yield Measurement(
                 NAME, f"{name}, {rows} rows, a quarter known", ms, others, read / 4, config=str(best)
@@ -92,9 +107,16 @@ def _time(
     sets: list[tuple[Tensor, ...]],
     norms: Tensor,
     thresholds: Tensor,
-    chosen: Tensor | None,
+    chosen: Kept | None,
     config: Config,
 ) -> float:
-    return milliseconds(
-        [lambda w=w: gated_mlp(x, *w, norms, thresholds, chosen, config=config) for w in sets]
-    )
+    arrived = torch.zeros(norms.shape[1] // 256 + 1, dtype=torch.int32, device="cuda")
+    hidden, kept = gated_hidden(x, *sets[0][:2], norms, thresholds, chosen, config=config, arrived=arrived)
+    outputs = sets[0][2].shape[0]
+    space = workspace(hidden, kept, outputs, default_config(outputs))
+
+    def run(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        given = (x, gate, up, down, norms, thresholds, chosen)
+        return gated_mlp(*given, config=config, arrived=arrived, space=space)
+
+    return milliseconds([partial(run, *w) for w in sets])

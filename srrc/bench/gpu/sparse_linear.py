@@ -1,13 +1,25 @@
 """The channel-sparse linear against cuBLAS's dense one, at shapes of Llama-3-8B and SmolLM2-135M."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from srrc.backends.triton.kernels.sparse_linear import Config, configs, reference, sparse_linear, workspace
+from srrc.backends.triton.kernels import lists
+from srrc.backends.triton.kernels.lists import Kept
+from srrc.backends.triton.kernels.select import select
+from srrc.backends.triton.kernels.sparse_linear import (
+    Config,
+    configs,
+    default_config,
+    reference,
+    sparse_linear,
+    workspace,
+)
 from srrc.bench.gpu.record import Check, Measurement, check
 from srrc.bench.gpu.timing import copies, milliseconds
 
@@ -23,50 +35,77 @@ SHAPES |= {"SmolLM2 gate, up": (576, 3072), "SmolLM2 down": (1536, 576)}
 """(inputs, outputs)"""
 
 
+@dataclass(frozen=True)
+class Launch:
+    """Channels of a list, and the kernel's own."""
+
+    block: int
+    config: Config
+
+
+def default_launch(inputs: int, outputs: int) -> Launch:
+    """Lists of 256 channels, or larger ones where there are enough programs without."""
+    return Launch(512 if inputs > 8192 or outputs > 8192 else 256, default_config(outputs))
+
+
 def by_input(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
     """A random weight laid out by input."""
     return (torch.randn(inputs, outputs, device="cuda") / inputs**0.5).to(dtype).t()
 
 
 def masked(rows: int, inputs: int, kept: float, dtype: torch.dtype) -> Tensor:
-    """Random rows of which exactly a fraction is kept, the same channels for all."""
+    """Random rows of which exactly a fraction is not zero, the same channels for all."""
     x = torch.randn(rows, inputs, device="cuda").to(dtype)
     x[:, torch.randperm(inputs, device="cuda")[: inputs - round(kept * inputs)]] = 0
     return x
 
 
+def nonzero(x: Tensor, block: int) -> Kept:
+    """Lists of what is not zero."""
+    return select(x, torch.ones(x.shape[1], device=x.device), torch.zeros(2, device=x.device), block=block)
+
+
 def checks() -> Iterator[Check]:
-    """Against the reference: dtypes, rows, fractions, sizes that are no multiples of a block."""
+    """Against the reference: dtypes, rows, fractions, sizes that are no multiples of a block, the guard."""
     torch.manual_seed(0)
     for dtype, rows, kept in product(
         (torch.float32, torch.float16, torch.bfloat16), (1, 3, 8), (0.0, 0.5, 1.0)
     ):
         for inputs, outputs in ((4096, 4096), (1000, 333)):
             x, weight = masked(rows, inputs, kept, dtype), by_input(outputs, inputs, dtype)
-            bias = torch.randn(outputs, device="cuda").to(dtype)
+            bias, chosen = torch.randn(outputs, device="cuda").to(dtype), nonzero(x, 256)
+            truth = lists.reference(x.abs().float(), torch.zeros(2, device="cuda"), 256)
             case = f"{dtype}, {rows} x {inputs} x {outputs}, {kept} kept"
-            yield check(NAME, case, sparse_linear(x, weight, bias=bias), reference(x, weight, bias=bias))
+            yield check(NAME, f"{case}, lists", chosen.units.float(), truth.units.float())
+            found = sparse_linear(x, chosen, weight, bias=bias)
+            yield check(NAME, case, found, reference(x, chosen, weight, bias=bias))
     for rows in (1, 5):
         x = masked(rows, 1024, 0.5, torch.bfloat16)
         eight = torch.randint(-127, 128, (1024, 2048), device="cuda", dtype=torch.int8).t()
-        scale = torch.rand(2048, device="cuda")
-        yield check(NAME, f"int8, {rows} rows", sparse_linear(x, eight, scale), reference(x, eight, scale))
+        scale, chosen = torch.rand(2048, device="cuda"), nonzero(x, 256)
+        found = sparse_linear(x, chosen, eight, scale)
+        yield check(NAME, f"int8, {rows} rows", found, reference(x, chosen, eight, scale))
+        gate = torch.tensor([0.0, 0.9], device="cuda")
+        weight = by_input(2048, 1024, torch.bfloat16)
+        whole = torch.randn(rows, 1024, device="cuda").to(torch.bfloat16)
+        found = sparse_linear(whole, chosen, weight, gate=gate)
+        yield check(NAME, f"guard, {rows} rows", found, F.linear(whole.double(), weight.double()))
 
 
 def measurements() -> Iterator[Measurement]:
-    """The best configuration of the space at each shape, rows and fraction."""
+    """The best launch of the space at each shape, rows and fraction; lists are made beforehand."""
     torch.manual_seed(0)
     for name, (inputs, outputs) in SHAPES.items():
+        weights = [w for (w,) in copies(by_input(outputs, inputs, torch.bfloat16))]
         for rows in (1, 4):
-            weights = [w for (w,) in copies(by_input(outputs, inputs, torch.bfloat16))]
             dense_x = masked(rows, inputs, 1.0, torch.bfloat16)
             by_row = [w.contiguous() for w in weights]
             others = {
-                "cuBLAS": milliseconds([lambda w=w, x=dense_x: F.linear(x, w) for w in by_row]),
-                "cuBLAS, by input": milliseconds([lambda w=w, x=dense_x: F.linear(x, w) for w in weights]),
+                "cuBLAS": milliseconds([partial(F.linear, dense_x, w) for w in by_row]),
+                "cuBLAS, by input": milliseconds([partial(F.linear, dense_x, w) for w in weights]),
             }
             del by_row
-            best = _best(masked(rows, inputs, 0.5, torch.bfloat16), weights)
+            best = best_launch(weights, rows)
             for kept in (1.0, 0.75, 0.5, 0.35):
                 x = masked(rows, inputs, kept, torch.bfloat16)
                 ms = _time(x, weights, best)
@@ -74,13 +113,30 @@ def measurements() -> Iterator[Measurement]:
                 yield Measurement(
                     NAME, f"{name}, {rows} rows, {kept} kept", ms, others, size, config=str(best)
                 )
+        x, ones, gate = (
+            masked(1, inputs, 0.5, torch.bfloat16),
+            torch.ones(inputs, device="cuda"),
+            torch.zeros(2, device="cuda"),
+        )
+        ms = milliseconds([partial(select, x, ones, gate, block=best.block)])
+        yield Measurement(NAME, f"{name}, lists alone", ms, bytes=10.0 * inputs)
 
 
-def _best(x: Tensor, weights: list[Tensor]) -> Config:
-    found = {config: _time(x, weights, config) for config in configs(len(x))}
-    return min(found, key=lambda config: found[config])
+def best_launch(weights: list[Tensor], rows: int) -> Launch:
+    """The quickest where half of the channels are kept; with some dozens to several hundred programs a tile's row."""
+    outputs, inputs = weights[0].shape
+    x = masked(rows, inputs, 0.5, torch.bfloat16)
+    found = {}
+    for block, config in product((128, 256, 512, 1024), configs(rows)):
+        programs = -(-inputs // block) * -(-outputs // config.block_n)
+        if 120 <= programs <= 2400 or block == 256:
+            launch = Launch(block, config)
+            found[launch] = _time(x, weights, launch)
+    return min(found, key=lambda launch: found[launch])
 
 
-def _time(x: Tensor, weights: list[Tensor], config: Config) -> float:
-    space = workspace(x, weights[0].shape[0], config)
-    return milliseconds([lambda w=w: sparse_linear(x, w, config=config, space=space) for w in weights])
+def _time(x: Tensor, weights: list[Tensor], launch: Launch) -> float:
+    chosen = nonzero(x, launch.block)
+    space = workspace(x, chosen, weights[0].shape[0], launch.config)
+    calls = [partial(sparse_linear, x, chosen, w, config=launch.config, space=space) for w in weights]
+    return milliseconds(calls)

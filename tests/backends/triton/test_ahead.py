@@ -1,6 +1,6 @@
 """Every kernel compiles for every target without a GPU, in no more registers than were recorded.
 
-    python -m srrc.backends.triton.ahead > tests/backends/triton/ceilings.jsonl     records them anew
+python -m srrc.backends.triton.ahead > tests/backends/triton/ceilings.jsonl     records them anew
 """
 
 import json
@@ -31,5 +31,7 @@ def test_compiles_within_what_was_recorded(target: str, tmp_path: Path) -> None:
     recorded = {key: limit for key, limit in parse(CEILINGS.read_text()).items() if key[1] == target}
     found = parse(ran.stdout)
     assert found.keys() == recorded.keys()
-    above = {key: made for key, made in found.items() if made[0] > recorded[key][0] or made[1] > recorded[key][1]}
+    above = {
+        key: made for key, made in found.items() if made[0] > recorded[key][0] or made[1] > recorded[key][1]
+    }
     assert not above

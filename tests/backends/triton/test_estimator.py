@@ -8,15 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from srrc.backends.triton.kernels.estimator import (
-    Config,
-    Kept,
-    default_config,
-    estimator,
-    guarded,
-    reference,
-    scores,
-)
+from srrc.backends.triton.kernels.estimator import Config, default_config, estimator, scores
+from srrc.backends.triton.kernels.lists import Kept, guarded, reference
 from srrc.ops.gate import decide
 
 FUSED = Config(32, 16, fused=True, num_warps=1)
@@ -63,7 +56,6 @@ class Case:
 
 
 def equal(found: Kept, truth: Kept) -> None:
-    assert torch.equal(found.keep, truth.keep)
     assert torch.equal(found.counts, truth.counts)
     assert torch.equal(found.rows, truth.rows)
     assert torch.equal(found.units, truth.units)
@@ -123,7 +115,7 @@ def test_nan_is_kept(config: Config) -> None:
     case = Case(2, 20, 4, 50, torch.float32, True)
     case.x[1, 3] = float("nan")
     found = case.found(torch.tensor([float("inf"), 0.0]), config)
-    assert found.keep.all()
+    assert found.mask().all()
     assert found.rows.sum(1).tolist() == [0, 50]
 
 
@@ -131,7 +123,7 @@ def test_nan_is_kept(config: Config) -> None:
 def test_a_row_of_zeros_keeps_nothing_at_zero(config: Config) -> None:
     case = Case(1, 20, 4, 50, torch.float32, True)
     case.x.zero_()
-    assert not case.found(torch.tensor([0.0, 0.0]), config).keep.any()
+    assert not case.found(torch.tensor([0.0, 0.0]), config).mask().any()
 
 
 def test_what_a_unit_is_unsure_of_keeps_it() -> None:
@@ -140,7 +132,7 @@ def test_what_a_unit_is_unsure_of_keeps_it() -> None:
     assert case.spread is not None
     case.spread[:] = 0
     case.spread[7] = 1
-    assert case.found(torch.tensor([0.0, 0.0]), None).keep.nonzero().tolist() == [[7]]
+    assert case.found(torch.tensor([0.0, 0.0]), None).mask().nonzero().tolist() == [[7]]
 
 
 @pytest.mark.parametrize("least", [0.5, float("nan")])

@@ -6,12 +6,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from srrc.backends.triton.kernels import lists
 from srrc.backends.triton.kernels.gated_mlp import KNOWN, Config, gated_hidden, gated_mlp, reference
+from srrc.backends.triton.kernels.lists import Kept
 
 
 def weights(neurons: int, inputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     gate, up = torch.randn(2, neurons, inputs).div(inputs**0.5).to(dtype).unbind()
     return gate, up
+
+
+def listed(keep: Tensor, block: int = 32) -> Kept:
+    return lists.reference(keep[None].float(), torch.tensor([0.5, 0.0]), block)
+
+
+def kept_values(found: tuple[Tensor, Kept]) -> Tensor:
+    return torch.where(found[1].mask(), found[0], 0.0)
 
 
 @settings(max_examples=40)
@@ -40,10 +50,11 @@ def test_equals_the_reference(
     gate, up = weights(neurons, inputs, dtype)
     norms = torch.rand(2, neurons) + 0.5
     left = None if chosen is None else torch.rand(neurons) < chosen
-    given_to = (x, gate, up, norms, torch.tensor(thresholds), left)
-    config = Config(4, 32, 1) if rows == 1 else Config(16, 32, 1)
-    found = gated_hidden(*given_to, activation=activation, config=config)
-    truth = reference(*given_to, activation=activation)
+    given_to = (x, gate, up, norms, torch.tensor(thresholds))
+    config = Config(4, 32, 1, block=32) if rows == 1 else Config(16, 32, 1, block=32)
+    lists_left = None if left is None else listed(left)
+    found = kept_values(gated_hidden(*given_to, lists_left, activation=activation, config=config))
+    truth = reference(*given_to, left, activation=activation)
     # What lies at a threshold may fall on either side of it.
     differs = (found == 0) != (truth == 0)
     assert differs.float().mean() <= 0.02 + 1 / neurons
@@ -70,23 +81,39 @@ def test_weights_of_dropped_neurons_are_not_read(rows: int) -> None:
     chosen = torch.arange(40) % 2 == 0
     for weight in (gate, up):
         weight[~chosen] = float("nan")
-    found = gated_hidden(x, gate, up, torch.ones(2, 40), torch.tensor([-1.0, -1.0]), chosen)
-    assert found.isfinite().all()
-    assert not found[:, ~chosen].any()
+    found = gated_hidden(x, gate, up, torch.ones(2, 40), torch.tensor([-1.0, -1.0]), listed(chosen, 64))
+    assert kept_values(found).isfinite().all()
+    assert torch.equal(found[1].mask(), chosen)
 
 
 def test_nan_is_kept() -> None:
     gate, up = weights(40, 16, torch.float32)
     x = torch.full((1, 16), float("nan"))
-    assert gated_hidden(x, gate, up, torch.ones(2, 40), torch.tensor([9.0, 9.0])).isnan().all()
+    found, kept = gated_hidden(x, gate, up, torch.ones(2, 40), torch.tensor([9.0, 9.0]))
+    assert found.isnan().all()
+    assert kept.mask().all()
+
+
+def test_a_counter_serves_one_launch_after_another() -> None:
+    gate, up = weights(100, 16, torch.float32)
+    x, arrived = torch.randn(2, 16), torch.zeros(4, dtype=torch.int32)
+    given_to = (x, gate, up, torch.ones(2, 100), torch.tensor([0.1, 0.1]))
+    config = Config(16, 32, 1, block=32)
+    first = gated_hidden(*given_to, config=config, arrived=arrived)
+    assert not arrived.any()
+    again = gated_hidden(*given_to, config=config, arrived=arrived)
+    assert torch.equal(first[1].units, again[1].units)
+    assert torch.equal(kept_values(first), kept_values(again))
 
 
 def test_errors() -> None:
     gate, up = weights(40, 16, torch.float32)
     rest = (torch.ones(2, 40), torch.zeros(2))
-    with pytest.raises(ValueError, match="1 to 16 rows"):
-        gated_hidden(torch.zeros(17, 16), gate, up, *rest)
+    with pytest.raises(ValueError, match="1 to 8 rows"):
+        gated_hidden(torch.zeros(9, 16), gate, up, *rest)
     with pytest.raises(ValueError, match="'swish'"):
         gated_hidden(torch.zeros(1, 16), gate, up, *rest, activation="swish")
+    with pytest.raises(ValueError, match="lists are of 39 units"):
+        gated_hidden(torch.zeros(1, 16), gate, up, *rest, listed(torch.ones(39, dtype=torch.bool)))
     with pytest.raises(ValueError, match="by row"):
         gated_hidden(torch.zeros(1, 16), gate, up.t().contiguous().t(), *rest)

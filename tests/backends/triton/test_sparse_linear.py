@@ -6,26 +6,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from srrc.backends.triton.kernels import lists
 from srrc.backends.triton.kernels import sparse_linear as module
+from srrc.backends.triton.kernels.lists import Kept
 from srrc.backends.triton.kernels.sparse_linear import Config, reference, sparse_linear
 
 DTYPES = (torch.float32, torch.float16)
-CONFIGS = st.sampled_from((Config(16, 32, 1, 1), Config(16, 32, 2, 1), Config(32, 64, 4, 1)))
+CONFIGS = st.sampled_from((Config(16, 32, 1, 2), Config(16, 32, 1, 2, dot=False), Config(32, 64, 1, 2)))
 
 
 def by_input(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
     return torch.randn(inputs, outputs).to(dtype).t()
 
 
-def masked(rows: int, inputs: int, kept: float, dtype: torch.dtype) -> Tensor:
-    x = torch.randn(rows, inputs).to(dtype)
-    return torch.where(torch.rand(rows, inputs) < kept, x, torch.zeros((), dtype=dtype))
+def drawn(rows: int, inputs: int, kept: float, dtype: torch.dtype, block: int = 32) -> tuple[Tensor, Kept]:
+    """Random rows, and lists of a random part of their channels."""
+    score = (torch.rand(rows, inputs) < kept).float()
+    return torch.randn(rows, inputs).to(dtype), lists.reference(score, torch.tensor([0.5, 0.0]), block)
+
+
+def close(found: Tensor, truth: Tensor) -> None:
+    exact = found.dtype == torch.float32
+    torch.testing.assert_close(found, truth, rtol=1e-5 if exact else 2e-3, atol=1e-4 if exact else 2e-2)
 
 
 @settings(max_examples=40)
 @given(
     rows=st.integers(1, 8),
-    inputs=st.integers(1, 100),
+    inputs=st.integers(1, 150),
     outputs=st.integers(1, 150),
     kept=st.sampled_from((0.0, 0.1, 0.5, 1.0)),
     dtype=st.sampled_from(DTYPES),
@@ -44,52 +52,67 @@ def test_equals_the_reference(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    x, weight = masked(rows, inputs, kept, dtype), by_input(outputs, inputs, dtype)
+    x, chosen = drawn(rows, inputs, kept, dtype)
+    weight = by_input(outputs, inputs, dtype)
     added = torch.randn(outputs).to(dtype) if bias else None
-    found = sparse_linear(x, weight, bias=added, config=config)
-    tolerance = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-3, "atol": 2e-2}
-    torch.testing.assert_close(found, reference(x, weight, bias=added), **tolerance)
+    close(
+        sparse_linear(x, chosen, weight, bias=added, config=config), reference(x, chosen, weight, bias=added)
+    )
 
 
 @settings(max_examples=15)
 @given(rows=st.integers(1, 8), inputs=st.integers(1, 80), outputs=st.integers(1, 90), seed=st.integers(0, 99))
 def test_weights_of_eight_bits(rows: int, inputs: int, outputs: int, seed: int) -> None:
     torch.manual_seed(seed)
-    x = masked(rows, inputs, 0.5, torch.float32)
+    x, chosen = drawn(rows, inputs, 0.5, torch.float32)
     weight = torch.randint(-127, 128, (inputs, outputs), dtype=torch.int8).t()
     scale = torch.rand(outputs)
-    found = sparse_linear(x, weight, scale, config=Config(16, 32, 2, 1))
-    torch.testing.assert_close(found, reference(x, weight, scale), rtol=1e-5, atol=1e-3)
+    found = sparse_linear(x, chosen, weight, scale, config=Config(16, 32, 1, 2))
+    torch.testing.assert_close(found, reference(x, chosen, weight, scale), rtol=1e-5, atol=1e-3)
 
 
-def test_what_no_row_reads_may_hold_anything() -> None:
-    x, weight = masked(3, 40, 1.0, torch.float32), by_input(50, 40, torch.float32)
-    x[:, ::2] = 0
-    weight[:, ::2] = float("inf")
-    assert sparse_linear(x, weight).isfinite().all()
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("least", [0.1, 0.9])
+def test_where_the_guard_fails_everything_is_read(rows: int, least: float) -> None:
+    torch.manual_seed(0)
+    x, chosen = drawn(rows, 80, 0.5, torch.float32)
+    weight = by_input(50, 80, torch.float32)
+    found = sparse_linear(x, chosen, weight, gate=torch.tensor([0.5, least]), config=Config(16, 32, 1, 2))
+    whole = x @ weight.t()
+    close(found, whole if least == 0.9 else reference(x, chosen, weight))
+    assert torch.allclose(found, whole, atol=1e-4) == (least == 0.9)
 
 
-def test_nan_is_read() -> None:
-    x, weight = torch.zeros(1, 40), by_input(50, 40, torch.float32)
-    x[0, 7] = float("nan")
-    assert sparse_linear(x, weight).isnan().all()
+@pytest.mark.parametrize("dot", [True, False])
+def test_what_is_not_listed_may_hold_anything(dot: bool) -> None:
+    x, chosen = drawn(1, 100, 0.5, torch.float32)
+    weight = by_input(50, 100, torch.float32)
+    weight[:, ~chosen.mask()] = float("inf")
+    assert sparse_linear(x, chosen, weight, config=Config(16, 32, 1, 2, dot)).isfinite().all()
 
 
 def test_a_workspace_serves_one_launch_after_another() -> None:
-    x, weight = masked(2, 64, 0.5, torch.float32), by_input(100, 64, torch.float32)
-    config = Config(16, 32, 4, 1)
-    space = module.workspace(x, 100, config)
-    first = sparse_linear(x, weight, config=config, space=space)
+    x, chosen = drawn(2, 100, 0.5, torch.float32)
+    weight, config = by_input(100, 100, torch.float32), Config(16, 32, 1, 2)
+    space = module.workspace(x, chosen, 100, config)
+    first = sparse_linear(x, chosen, weight, config=config, space=space)
     assert not space.arrived.any()
-    torch.testing.assert_close(sparse_linear(x, weight, config=config, space=space), first, rtol=0, atol=0)
+    again = sparse_linear(x, chosen, weight, config=config, space=space)
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("rows", [0, 17])
+@pytest.mark.parametrize("rows", [0, 9])
 def test_rows_out_of_range(rows: int) -> None:
-    with pytest.raises(ValueError, match="1 to 16 rows"):
-        sparse_linear(torch.zeros(rows, 8), by_input(8, 8, torch.float32))
+    _, chosen = drawn(1, 8, 0.5, torch.float32)
+    with pytest.raises(ValueError, match="1 to 8 rows"):
+        sparse_linear(torch.zeros(rows, 8), chosen, by_input(8, 8, torch.float32))
 
 
-def test_a_weight_by_output() -> None:
+def test_what_does_not_fit() -> None:
+    x, chosen = drawn(1, 8, 0.5, torch.float32)
     with pytest.raises(ValueError, match="weight by input"):
-        sparse_linear(torch.zeros(1, 8), torch.zeros(16, 8))
+        sparse_linear(x, chosen, torch.zeros(16, 8))
+    with pytest.raises(ValueError, match="lists of 8"):
+        sparse_linear(torch.zeros(1, 9), chosen, by_input(16, 9, torch.float32))
+    with pytest.raises(ValueError, match="64 at a time"):
+        sparse_linear(x, chosen, by_input(16, 8, torch.float32), config=Config(64, 32, 1, 2))
