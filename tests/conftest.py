@@ -1,4 +1,4 @@
-"""Graphs as Dynamo captures them, and kernels that run here: native ones for each instruction set, Triton's interpreted."""
+"""Graphs as Dynamo captures them, and the kernels that run here: native ones, and Triton's interpreted."""
 
 import importlib
 import importlib.util

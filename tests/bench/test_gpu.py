@@ -29,7 +29,9 @@ def test_the_nearer_ceiling_counts() -> None:
     assert Measurement("k", "c", 2.0, bytes=1e9, flops=1.5e11).of_ceiling(limits) == pytest.approx(0.75)
 
 
-def test_without_a_gpu_it_says_so(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_gpu_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     main = pytest.importorskip("srrc.bench.gpu.__main__").main
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([]) == 2

@@ -11,6 +11,8 @@ launch would.
 Source: TEAL (Liu et al. 2024), weighted as in Wanda (Sun et al. 2023).
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -141,7 +143,7 @@ def _select(
 
 
 def _ahead(dtype: str, kind: str, rows: int) -> Ahead:
-    constants = {
+    constants: dict[str, Any] = {
         "ROWS": rows,
         "BLOCK_B": rows,
         "BLOCK": 256,

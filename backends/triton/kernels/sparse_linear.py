@@ -14,6 +14,7 @@ To skip by lists is worth their launch: where a kernel masks rows of weights out
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -205,7 +206,7 @@ def _ahead(dtype: str, weight: str, rows: int, config: Config, *, gate: bool = F
     signature |= {"scale": "*fp32"} if weight == "i8" else {}
     signature |= {"gate": "*fp32"} if gate else {}
     signature |= dict.fromkeys(("inputs", "outputs", "stride_x", "stride_k"), "i32:16") | {"blocks": "i32"}
-    constants = {"ROWS": rows, "BLOCK": 256, "BLOCKS": 16, "BLOCK_K": config.block_k}
+    constants: dict[str, Any] = {"ROWS": rows, "BLOCK": 256, "BLOCKS": 16, "BLOCK_K": config.block_k}
     constants |= {"BLOCK_N": config.block_n, "STAGES": config.num_stages, "DOT": config.dot or rows > 1}
     constants |= dict.fromkeys({"scale", "bias", "gate"}.difference(signature))
     kind = "dot" if config.dot else "add"

@@ -37,10 +37,10 @@ def measurements() -> Iterator[Measurement]:
         out = compact(mask)
         columns = torch.arange(units, dtype=torch.int32, device="cuda").expand(rows, -1)
         others = {
-            "cumsum, scatter": milliseconds([partial(by_scatter, mask, columns)], times=20),
-            "sort": milliseconds([partial(by_sort, mask)], times=20),
+            "cumsum, scatter": milliseconds([partial(by_scatter, mask, columns)]),
+            "sort": milliseconds([partial(by_sort, mask)]),
         }
-        ms = milliseconds([partial(compact, mask, out=out)], times=20)
+        ms = milliseconds([partial(compact, mask, out=out)])
         yield Measurement(NAME, f"{name}, 0.5 kept", ms, others, rows * units * (1 + 0.5 * 4))
 
 

@@ -71,7 +71,7 @@ def make_layer(shape: Shape, linears: Linears) -> Layer:
         position: Tensor,
     ) -> tuple[Tensor, Tensor]:
         stream, qkv = linears.normed(0, stream, added, weights[0], gates[0])
-        q, k, v = qkv.split(sizes, -1)
+        q, k, v = torch.split_with_sizes(qkv, sizes, -1)
         q = _rotated(q.view(shape.kv_heads, groups, shape.head), angles)
         k = _rotated(k.view(shape.kv_heads, 1, shape.head), angles)
         keys.index_copy_(1, position, k)
@@ -157,7 +157,8 @@ def checks() -> Iterator[Check]:
     shape = Shape(
         layers=2, hidden=512, heads=8, kv_heads=2, head=64, neurons=1024, vocabulary=1000, positions=64
     )
-    model = make_model(shape)
+    # Where rounding can move a value across its threshold, the two would leave out different channels.
+    model = make_model(shape, torch.float32)
     angles = _angles(shape)
     calibrating = Calibrating(0.5)
     truth = model.step(make_layer(shape, calibrating), make_head(calibrating), angles)
@@ -165,7 +166,7 @@ def checks() -> Iterator[Check]:
     sparse = Sparse(shape.linears, {})
     found = _again(model, make_layer(shape, sparse), make_head(sparse), angles)
     error = float((found.double() - truth.double()).norm() / truth.double().norm())
-    yield Check(NAME, "two layers, half of the channels", error, 3e-2)
+    yield Check(NAME, "two layers, half of the channels", error, 1e-4)
 
 
 def _angles(shape: Shape) -> Tensor:
@@ -192,19 +193,20 @@ def measurements() -> Iterator[Measurement]:
     dense = {}
     for name, mode in (("Inductor", None), ("Inductor, max-autotune", "max-autotune-no-cudagraphs")):
         torch.compiler.reset()
-        ways = [torch.compile(made, mode=mode) for made in (make_layer(shape, Dense()), make_head(Dense()))]
-        dense[name] = milliseconds([partial(_again, model, *ways, angles)])
+        layer: Layer = torch.compile(make_layer(shape, Dense()), mode=mode)
+        last: Head = torch.compile(make_head(Dense()), mode=mode)
+        dense[name] = milliseconds([partial(_again, model, layer, last, angles)])
     yield Measurement(NAME, "8B, dense", min(dense.values()), dense, read + rest)
     levels = {dropped: _thresholds(model, dropped, angles) for dropped in (0.0, 0.25, 0.5, 0.65)}
     _by_input(model)
     torch.compiler.reset()
     several = {shape.linears[i]: [weights[i] for weights in model.weights[:8]] for i in range(4)}
     sparse = Sparse(shape.linears, {size: best_launch(weights, 1) for size, weights in several.items()})
-    ways = [torch.compile(made) for made in (make_layer(shape, sparse), make_head(sparse))]
+    layer, last = torch.compile(make_layer(shape, sparse)), torch.compile(make_head(sparse))
     for dropped, level in levels.items():
         for gate, value in zip((*chain(*model.gates), model.head[1]), level, strict=True):
             gate.copy_(value)
-        ms = milliseconds([partial(_again, model, *ways, angles)])
+        ms = milliseconds([partial(_again, model, layer, last, angles)])
         yield Measurement(NAME, f"8B, {dropped:.0%} skipped", ms, dense, (1 - dropped) * read + rest)
 
 

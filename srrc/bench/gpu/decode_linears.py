@@ -1,5 +1,6 @@
 """The linears of a decoded token: dense, dense with channels left out, and sparse by the kernels."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -65,7 +66,9 @@ class Calibrating(Dense):
     def plain(self, which: int, x: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
         """See `Linears`."""
         if self.dropped > 0:
-            gate[0] = x.abs().float().sort().values[0, round(self.dropped * x.shape[-1]) - 1]
+            # Between two values: at one, rounding would decide.
+            least = round(self.dropped * x.shape[-1])
+            gate[0] = x.abs().float().sort().values[0, least - 1 : least + 1].mean()
         else:
             gate[0] = -1.0
         return F.linear(torch.where(x.abs() > gate[0], x, 0.0), weight)
@@ -149,7 +152,11 @@ def _flat(kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
     return kept.units, kept.counts, kept.rows
 
 
+_made = itertools.count()
+"""An op is never registered twice: the second registration would leave the first one's kernel in place."""
+
+
 def _op(name: str, run: Callable[..., object], fake: Callable[..., object]) -> Callable[..., Tensor]:
-    op = torch.library.custom_op(f"srr_bench::{name}", run, mutates_args=())
+    op = torch.library.custom_op(f"srr_bench::{name}_{next(_made)}", run, mutates_args=())
     op.register_fake(fake)
     return op

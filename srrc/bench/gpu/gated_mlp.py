@@ -111,8 +111,9 @@ def _time(
     config: Config,
 ) -> float:
     arrived = torch.zeros(norms.shape[1] // 256 + 1, dtype=torch.int32, device="cuda")
-    hidden, kept = gated_hidden(x, *sets[0][:2], norms, thresholds, chosen, config=config, arrived=arrived)
-    outputs = sets[0][2].shape[0]
+    gate, up, down = sets[0]
+    hidden, kept = gated_hidden(x, gate, up, norms, thresholds, chosen, config=config, arrived=arrived)
+    outputs = len(down)
     space = workspace(hidden, kept, outputs, default_config(outputs))
 
     def run(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def measurements() -> Iterator[Measurement]:
 
 
 def _time(x: Tensor, weight: Tensor, way: Routing, config: Config) -> float:
-    return milliseconds([lambda: grouped_linear(x, weight, way.order, way.offsets, config=config)], times=5)
+    return milliseconds([lambda: grouped_linear(x, weight, way.order, way.offsets, config=config)])
 
 
 def _for_each(x: Tensor, weight: Tensor, way: Routing) -> float:
@@ -91,7 +91,7 @@ def _for_each(x: Tensor, weight: Tensor, way: Routing) -> float:
         rows = x.index_select(0, way.order)
         return [F.linear(rows[first:past], weight[e]) for e, first, past in ranges]
 
-    return milliseconds([call], times=5)
+    return milliseconds([call])
 
 
 def _torch_grouped(x: Tensor, weight: Tensor, way: Routing) -> float | None:
@@ -111,4 +111,4 @@ def _torch_grouped(x: Tensor, weight: Tensor, way: Routing) -> float | None:
         return None
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    return milliseconds([call], times=5)
+    return milliseconds([call])

@@ -94,4 +94,4 @@ def _best(caches: list[tuple[Tensor, ...]], index: Tensor, count: Tensor) -> Con
 def _time(caches: list[tuple[Tensor, ...]], index: Tensor, count: Tensor, config: Config) -> float:
     out = torch.empty_like(caches[0][0]), torch.empty_like(caches[0][1])
     calls = [partial(kv_gather, k, v, index, count, out, config=config) for k, v in caches]
-    return milliseconds(calls, times=4)
+    return milliseconds(calls)

@@ -50,7 +50,8 @@ def default_launch(inputs: int, outputs: int) -> Launch:
 
 def by_input(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
     """A random weight laid out by input."""
-    return (torch.randn(inputs, outputs, device="cuda") / inputs**0.5).to(dtype).t()
+    weight: Tensor = torch.randn(inputs, outputs, device="cuda") / inputs**0.5
+    return weight.to(dtype).t()
 
 
 def masked(rows: int, inputs: int, kept: float, dtype: torch.dtype) -> Tensor:

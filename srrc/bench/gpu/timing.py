@@ -30,7 +30,7 @@ def copies(*tensors: Tensor, beyond: int = 256 << 20) -> list[tuple[Tensor, ...]
 
 def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
     """One graph of all calls in turn, after each has run once."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in calls:
@@ -55,18 +55,11 @@ def milliseconds(calls: Sequence[Call]) -> float:
     """
     if MODE.warming:
         return _once(calls[0])
-    times = 2 if _slow(calls) else -(-ROUNDS // len(calls))
+    # 2 milliseconds or more: launching the graph is lost in it.
+    times = 2 if _replayed(capture(calls[:1])) >= 2.0 else -(-ROUNDS // len(calls))
     graph = capture(list(calls) * times)
-    taken = []
     graph.replay()
-    for _ in range(REPLAYS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        taken.append(start.elapsed_time(end))
-    return statistics.median(taken) / (len(calls) * times)
+    return statistics.median(_replayed(graph) for _ in range(REPLAYS)) / (len(calls) * times)
 
 
 def eager_milliseconds(call: Call, *, calls: int = 5) -> float:
@@ -74,27 +67,26 @@ def eager_milliseconds(call: Call, *, calls: int = 5) -> float:
     _once(call)
     if MODE.warming:
         return 1.0
-    taken = []
-    for _ in range(REPLAYS):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
+
+    def several() -> None:
         for _ in range(calls):
             call()
-        end.record()
-        end.synchronize()
-        taken.append(start.elapsed_time(end))
-    return statistics.median(taken) / calls
+
+    return statistics.median(_between_events(several) for _ in range(REPLAYS)) / calls
 
 
-def _slow(calls: Sequence[Call]) -> bool:
-    """Whether a call takes 2 milliseconds or more on the device, launches aside."""
-    graph = capture(calls[:1])
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+def _replayed(graph: torch.cuda.CUDAGraph) -> float:
+    return _between_events(graph.replay)
+
+
+def _between_events(run: Call) -> float:
+    """Milliseconds on the device."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
-    graph.replay()
+    run()
     end.record()
     end.synchronize()
-    return bool(start.elapsed_time(end) >= 2.0)
+    return float(start.elapsed_time(end))
 
 
 def _once(call: Call) -> float:
