@@ -67,7 +67,7 @@ def route(expert: Tensor, experts: int) -> Routing:
 
 def configs(pairs: int, experts: int) -> tuple[Config, ...]:
     """The space worth searching, by the pairs that an expert gets: few read weights, many compute."""
-    few = (Config(16, 32, 128, 4, 4), Config(16, 64, 128, 4, 3), Config(16, 64, 64, 4, 5))
+    few = (Config(16, 64, 128, 4, 3), Config(16, 32, 128, 4, 4), Config(16, 64, 64, 4, 5))
     some = (Config(64, 64, 64, 4, 4), Config(64, 128, 64, 4, 3), Config(128, 128, 64, 8, 3))
     many = (Config(64, 128, 64, 4, 3), Config(128, 128, 64, 8, 3), Config(128, 256, 64, 8, 3))
     each = pairs / experts
@@ -80,8 +80,8 @@ def default_config(pairs: int, experts: int, dtype: torch.dtype) -> Config:
     if dtype == torch.float32:
         return Config(16, 64, 32, 4, 3) if each <= 8 else Config(64, 64, 16, 8, 3)
     if each <= 8:
-        return Config(16, 32, 128, 4, 4)
-    return Config(64, 128, 64, 4, 3) if each <= 96 else Config(128, 128, 64, 8, 3)
+        return Config(16, 64, 128, 4, 3)
+    return Config(64, 128, 64, 4, 3) if each <= 32 else Config(128, 128, 64, 8, 3)
 
 
 def tiles(pairs: int, experts: int, block_m: int) -> int:
