@@ -48,16 +48,17 @@ class Session:
         self._contents: dict[str, Any] = {}
         self._tokens: dict[str, Tensor] = {}
         accepted = inspect.signature(self.model.forward).parameters
-        if "past_key_values" not in accepted:
+        # Transformers 5.24 gave the argument a new name.
+        names = [name for name in ("cache", "past_key_values") if name in accepted]
+        if not names:
             raise ModelError(
                 f"{type(self.model).__name__} takes no past_key_values, so there is no decoding to time"
             )
+        self._past = {names[0]: self._cache}
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         with torch.no_grad():
             # Through forward, which is never compiled: the cache's tensors must be there before Dynamo looks.
-            self.model.forward(
-                input_ids=torch.zeros((batch, 1), dtype=torch.long), past_key_values=self._cache
-            )
+            self.model.forward(input_ids=torch.zeros((batch, 1), dtype=torch.long), **self._past)
 
     def weight_bytes(self) -> int:
         """Bytes of the parameters and buffers, tied ones once."""
@@ -166,7 +167,7 @@ class Session:
         draw = torch.Generator().manual_seed(seed)
         self._cache.reset()
         # Through forward, which is never compiled: each length would be compiled for.
-        logits = self.model.forward(input_ids=ids, past_key_values=self._cache, **self._last_only).logits
+        logits = self.model.forward(input_ids=ids, **self._past, **self._last_only).logits
         tokens: list[int] = []
         while len(tokens) < task["most"]:
             token = _chosen(logits[0, -1], task["temperature"], draw)
@@ -189,11 +190,11 @@ class Session:
         return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
     def _prefill(self, ids: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=ids, past_key_values=self._cache, **self._last_only).logits
+        logits: Tensor = self.model(input_ids=ids, **self._past, **self._last_only).logits
         return logits
 
     def _step(self, token: Tensor) -> Tensor:
-        logits: Tensor = self.model(input_ids=token, past_key_values=self._cache).logits
+        logits: Tensor = self.model(input_ids=token, **self._past).logits
         return logits
 
     def _turn(self, slot: str, budget: float | None) -> None:
