@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,13 +50,12 @@ class Ahead:
 
 @dataclass(frozen=True)
 class Assembled:
-    """What a compiler made: registers a thread and spilled bytes (NVIDIA) or registers (AMD), and its text's length."""
+    """What a compiler made: registers a thread, and spilled bytes (NVIDIA) or registers (AMD)."""
 
     name: str
     target: str
     registers: int
     spills: int
-    assembly: int = field(compare=False)
 
 
 def specialisations() -> Iterator[Ahead]:
@@ -80,10 +79,10 @@ def assemble(ahead: Ahead, target: str) -> Assembled:
     options = {"num_warps": ahead.num_warps, "num_stages": ahead.num_stages}
     compiled = triton.compile(source, target=TARGETS[target], options=options)
     if target.startswith("sm_"):
-        return Assembled(ahead.name, target, *_ptxas(compiled.asm["ptx"]), len(compiled.asm["ptx"]))
+        return Assembled(ahead.name, target, *_ptxas(compiled.asm["ptx"]))
     text = compiled.asm["amdgcn"]
     spills = _number(r"\.vgpr_spill_count:\s*(\d+)", text) + _number(r"\.sgpr_spill_count:\s*(\d+)", text)
-    return Assembled(ahead.name, target, _number(r"\.vgpr_count:\s*(\d+)", text), spills, len(text))
+    return Assembled(ahead.name, target, _number(r"\.vgpr_count:\s*(\d+)", text), spills)
 
 
 def _ptxas(ptx: str) -> tuple[int, int]:

@@ -27,8 +27,8 @@ from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
 from srrc.backends.triton.kernels.lists import Kept, empty, list_units
+from srrc.ops.gate import MAX_ROWS
 
-MAX_ROWS = 8
 MAX_RANK = 128
 FUSED = 1 << 16  # products (rows * rank * inputs) up to which each program computes projection @ x by itself
 

@@ -27,9 +27,10 @@ from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
 from srrc.backends.triton.kernels.lists import Kept, empty, list_units
-from srrc.backends.triton.kernels.sparse_linear import MAX_ROWS, Workspace, sparse_linear
 from srrc.backends.triton.kernels.sparse_linear import Config as LinearConfig
+from srrc.backends.triton.kernels.sparse_linear import Workspace, sparse_linear
 from srrc.ops import activation as activations
+from srrc.ops.gate import MAX_ROWS
 
 KNOWN = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid")
 

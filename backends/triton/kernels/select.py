@@ -21,8 +21,7 @@ from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
 from srrc.backends.triton.kernels.lists import Kept, empty, list_units
-
-MAX_ROWS = 8
+from srrc.ops.gate import MAX_ROWS
 
 
 def select(x: Tensor, norm: Tensor, gate: Tensor, *, block: int = 256) -> Kept:

@@ -24,8 +24,7 @@ from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
 from srrc.backends.triton.kernels.lists import Kept, guard_failed, guarded
-
-MAX_ROWS = 8
+from srrc.ops.gate import MAX_ROWS
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
-
-MAX_ROWS = 8
+from srrc.ops.gate import MAX_ROWS
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from srrc.backends.triton.kernels.lists import Kept
+from srrc.backends.triton.kernels.lists import Kept, empty
 from srrc.backends.triton.kernels.select import select, select_glu, select_norm
 from srrc.backends.triton.kernels.sparse_linear import Workspace, sparse_linear, workspace
 from srrc.bench.gpu.sparse_linear import Launch, default_launch
@@ -108,16 +108,11 @@ class _Ops:
     def __init__(self, which: int, shape: tuple[int, int], launch: Launch) -> None:
         inputs, outputs = shape
         block = launch.block
-        blocks = -(-inputs // block)
         ones = torch.ones(inputs, device="cuda")
         space: list[Workspace] = []
 
         def lists(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return (
-                like.new_empty(blocks, block, dtype=torch.int32),
-                like.new_empty(blocks, dtype=torch.int32),
-                like.new_empty(len(like), blocks, dtype=torch.int32),
-            )
+            return _flat(empty(like, len(like), inputs, block))
 
         def linear(x: Tensor, units: Tensor, counts: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
             kept = Kept(units, counts, rows, inputs)
