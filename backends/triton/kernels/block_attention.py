@@ -20,6 +20,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 
 from srrc.backends.triton.ahead import Ahead
 from srrc.backends.triton.kernels.block_mask import Blocks, expand
@@ -76,7 +77,7 @@ def block_attention(
     lse = torch.empty(q.shape[:3], dtype=torch.float32, device=q.device)
     lists = [0 if blocks.counts.shape[i] == 1 else blocks.counts.stride(i) // 2 for i in (0, 1)]
     # Heads of a group stand side by side: they read the same keys at about the same time.
-    _block_attention[(heads // groups, triton.cdiv(queries, config.block_m), batch * groups)](
+    wrap_triton(_block_attention)[(heads // groups, triton.cdiv(queries, config.block_m), batch * groups)](
         q, k, v, blocks.index, blocks.counts, out, lse,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3], *lists,
         groups, queries, keys, blocks.index.shape[3], blocks.window, scale * math.log2(math.e),

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 
 from srrc.backends.triton.ahead import Ahead
 
@@ -60,7 +61,7 @@ def compact(
         raise ValueError(f"compact takes a bool mask [B, H, {m}, {n}], not {mask.dtype} {tuple(mask.shape)}")
     index = torch.empty(mask.shape, dtype=torch.int32, device=mask.device)
     counts = torch.empty(*mask.shape[:3], 2, dtype=torch.int32, device=mask.device)
-    _compact[(m, mask.shape[0] * mask.shape[1])](
+    wrap_triton(_compact)[(m, mask.shape[0] * mask.shape[1])](
         mask.view(torch.uint8), index, counts, *mask.stride(), mask.shape[1], queries, keys, n, window,
         BLOCK_M=block[0], BLOCK_N=block[1], CAUSAL=causal, CHUNK=min(1024, triton.next_power_of_2(n)), num_warps=4,
     )  # fmt: skip

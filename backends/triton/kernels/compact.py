@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 
 from srrc.backends.triton.ahead import Ahead
 
@@ -51,7 +52,7 @@ def compact(
     if rows == 0:
         return out
     chunk = min(LARGEST_CHUNK, max(128, triton.next_power_of_2(units)))
-    _compact[(rows,)](
+    wrap_triton(_compact)[(rows,)](
         mask.view(torch.uint8), index, count, fill,
         units, index.shape[1], mask.stride(0), mask.stride(1), index.stride(0),
         CHUNK=chunk, num_warps=_warps(chunk),

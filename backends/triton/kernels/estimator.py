@@ -23,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
@@ -82,12 +83,12 @@ def estimator(
     z = None
     if not config.fused:
         z = x.new_empty(parts, rows, rank // 4 * 4 + 4, dtype=torch.float32)
-        _project[(rank + 1, parts)](
+        wrap_triton(_project)[(rank + 1, parts)](
             x, projection, z, inputs, x.stride(0), projection.stride(0),
             ROWS=rows, RANK=rank, BLOCK_B=triton.next_power_of_2(rows), BLOCK_K=config.block_k, EARLY=early,
         )  # fmt: skip
-    _estimate[(blocks,)](
-        x, projection, decoder, spread, norm, gate, z, found.units, found.counts, found.rows,
+    wrap_triton(_estimate)[(blocks,)](
+        x, projection, decoder, spread, norm, gate, z, found.units, found.counts, found.rows, found.arrived,
         inputs, count, blocks, x.stride(0), projection.stride(0), decoder.stride(0),
         ROWS=rows, RANK=rank, PARTS=parts, BLOCK_B=triton.next_power_of_2(rows), BLOCK_R=triton.next_power_of_2(rank),
         BLOCK=config.block, BLOCK_K=config.block_k, EARLY=early,
@@ -128,7 +129,7 @@ def _project(
 
 @triton.jit
 def _estimate(
-    x, projection, decoder, spread, norm, gate, z, units, counts, rows,
+    x, projection, decoder, spread, norm, gate, z, units, counts, rows, arrived,
     inputs, count, blocks, stride_x, stride_p, stride_d,
     ROWS: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
@@ -167,7 +168,7 @@ def _estimate(
             score = tl.sqrt(score * score + doubt * doubt)
         # A score is never negative, so a negative threshold keeps everything; neither is NaN <= anything.
         kept_by |= tl.where(tl.abs(score * worth) <= threshold, 0, inside.to(tl.int32) << b)
-    list_units(kept_by, unit, units, counts, rows, block, blocks, ROWS, BLOCK_B, BLOCK)
+    list_units(kept_by, unit, units, counts, rows, arrived, block, blocks, ROWS, BLOCK_B, BLOCK)
 
 
 @triton.jit
@@ -193,7 +194,7 @@ def _ahead(dtype: str, rows: int, rank: int, config: Config, *, spread: bool = T
     absent = dict.fromkeys((*(() if spread else ("spread",)), *(("z",) if config.fused else ())))
     signature = dict.fromkeys(("x", "projection", "decoder"), f"*{dtype}")
     signature |= dict.fromkeys(("norm", "gate", "spread", "z"), "*fp32")
-    signature |= dict.fromkeys(("units", "counts", "rows"), "*i32")
+    signature |= dict.fromkeys(("units", "counts", "rows", "arrived"), "*i32")
     signature |= dict.fromkeys(("inputs", "count", "blocks", "stride_x", "stride_p", "stride_d"), "i32:16")
     signature = {name: kind for name, kind in signature.items() if name not in absent}
     name = f"estimator[{', '.join((dtype, f'{rows} rows', f'rank {rank}', *(f'no {a}' for a in absent)))}]"

@@ -23,16 +23,16 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
-from srrc.backends.triton.kernels.lists import Kept, empty, list_units
+from srrc.backends.triton.kernels.activate import KNOWN, activate
+from srrc.backends.triton.kernels.lists import Kept, counting, empty, list_units
 from srrc.backends.triton.kernels.sparse_linear import Config as LinearConfig
-from srrc.backends.triton.kernels.sparse_linear import Workspace, sparse_linear
+from srrc.backends.triton.kernels.sparse_linear import sparse_linear
 from srrc.ops import activation as activations
 from srrc.ops.gate import MAX_ROWS
-
-KNOWN = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid")
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,8 @@ def gated_mlp(
     activation: str = "silu",
     config: Config | None = None,
     down_config: LinearConfig | None = None,
-    arrived: Tensor | None = None,
-    space: Workspace | None = None,
 ) -> Tensor:
-    """Launch both; see `gated_hidden` and `sparse_linear` for what they can share between calls."""
+    """Launch both."""
     hidden, kept = gated_hidden(
         x,
         gate_weight,
@@ -84,9 +82,8 @@ def gated_mlp(
         chosen,
         activation=activation,
         config=config,
-        arrived=arrived,
     )
-    return sparse_linear(hidden, kept, down_weight, config=down_config, space=space)
+    return sparse_linear(hidden, kept, down_weight, config=down_config)
 
 
 def gated_hidden(
@@ -99,12 +96,10 @@ def gated_hidden(
     *,
     activation: str = "silu",
     config: Config | None = None,
-    arrived: Tensor | None = None,
 ) -> tuple[Tensor, Kept]:
     """The first launch: h [B, I] of x's dtype, which holds nothing of sense where a neuron is not kept, and the lists.
 
-    arrived int32 [blocks], zero between launches: launches that run at the same time must not share one. Raises
-    ValueError for what the kernel does not take.
+    Raises ValueError for what the kernel does not take.
     """
     rows, inputs = x.shape
     neurons = gate_weight.shape[0]
@@ -122,11 +117,11 @@ def gated_hidden(
     hidden = x.new_empty(rows, neurons)
     kept = empty(x, rows, neurons, config.block if chosen is None else chosen.block)
     blocks = len(kept.counts)
-    arrived = torch.zeros_like(kept.counts) if arrived is None else arrived
-    _gated_hidden[(blocks * (kept.block // config.block_i),)](
+    arrived = torch.zeros_like(kept.counts) if chosen is None else counting(x, chosen, blocks)
+    wrap_triton(_gated_hidden)[(blocks * (kept.block // config.block_i),)](
         x, gate_weight, up_weight, norms, thresholds,
         None if chosen is None else chosen.units, None if chosen is None else chosen.counts,
-        hidden, kept.units, kept.counts, kept.rows, arrived,
+        hidden, kept.units, kept.counts, kept.rows, kept.arrived, arrived,
         inputs, neurons, blocks, x.stride(0), gate_weight.stride(0),
         ROWS=rows, BLOCK_B=triton.next_power_of_2(rows), ACTIVATION=activation, BLOCK=kept.block,
         BLOCK_I=config.block_i, BLOCK_K=config.block_k, num_warps=config.num_warps, num_stages=config.num_stages,
@@ -155,7 +150,7 @@ def reference(
 
 @triton.jit(do_not_specialize=["blocks"])
 def _gated_hidden(
-    x, gate_weight, up_weight, norms, thresholds, chosen, chosen_counts, hidden, units, counts, kept_rows, arrived,
+    x, gate_weight, up_weight, norms, thresholds, chosen, chosen_counts, hidden, units, counts, kept_rows, zeros, arrived,
     inputs, neurons, blocks, stride_x, stride_i,
     ROWS: tl.constexpr, BLOCK_B: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -169,8 +164,8 @@ def _gated_hidden(
         count = tl.load(chosen_counts + block)
         i = tl.load(chosen + i)
     alive = place < count
-    acted = _rows(x, gate_weight, i, alive, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K)
-    acted = _activate(acted, ACTIVATION)
+    acted = row_products(x, gate_weight, i, alive, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K)
+    acted = activate(acted, ACTIVATION)
     dropped = tl.abs(acted) * tl.load(norms + i, mask=alive, other=0.0)[None, :] <= tl.load(thresholds)
     if ROWS == 1:
         b = tl.zeros((1,), tl.int32)
@@ -178,7 +173,7 @@ def _gated_hidden(
         b = tl.arange(0, 16)
         dropped |= (b >= ROWS)[:, None]
     wanted = alive & (tl.min(dropped.to(tl.int32), 0) == 0)
-    value = acted * _rows(x, up_weight, i, wanted, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K)
+    value = acted * row_products(x, up_weight, i, wanted, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K)
     value = tl.where(wanted[None, :], value, 0.0).to(hidden.dtype.element_ty)
     tl.store(hidden + b[:, None] * neurons + i[None, :], value, mask=(b < ROWS)[:, None] & alive[None, :])
     tl.debug_barrier()  # every thread's part is written before one of them says so
@@ -197,11 +192,11 @@ def _gated_hidden(
             kept_by |= tl.where(
                 (found * worth <= threshold) | (found == 0.0), 0, (lane < count).to(tl.int32) << row
             )
-        list_units(kept_by, unit, units, counts, kept_rows, block, blocks, ROWS, BLOCK_B, BLOCK)
+        list_units(kept_by, unit, units, counts, kept_rows, zeros, block, blocks, ROWS, BLOCK_B, BLOCK)
 
 
 @triton.jit
-def _rows(
+def row_products(
     x, weight, i, alive, inputs, stride_x, stride_i,
     ROWS: tl.constexpr, BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -232,28 +227,10 @@ def _rows(
     return total
 
 
-@triton.jit
-def _activate(x, NAME: tl.constexpr):
-    if NAME == "silu":
-        y = x * tl.sigmoid(x)
-    elif NAME == "gelu":
-        y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    elif NAME == "gelu_tanh":
-        y = x * tl.sigmoid(
-            1.5957691216057308 * (x + 0.044715 * x * x * x)
-        )  # (1 + tanh(z)) / 2 = sigmoid(2 z)
-    elif NAME == "sigmoid":
-        y = tl.sigmoid(x)
-    else:
-        y = tl.where(x < 0.0, 0.0, x)
-        y = y * y if NAME == "relu2" else y
-    return y
-
-
 def _ahead(dtype: str, rows: int, *, chosen: bool) -> Ahead:
     signature = dict.fromkeys(("x", "gate_weight", "up_weight", "hidden"), f"*{dtype}")
     signature |= dict.fromkeys(("norms", "thresholds"), "*fp32")
-    signature |= dict.fromkeys(("units", "counts", "kept_rows", "arrived"), "*i32")
+    signature |= dict.fromkeys(("units", "counts", "kept_rows", "zeros", "arrived"), "*i32")
     signature |= dict.fromkeys(("chosen", "chosen_counts"), "*i32") if chosen else {}
     signature |= dict.fromkeys(("inputs", "neurons", "stride_x", "stride_i"), "i32:16") | {"blocks": "i32"}
     config = default_config(rows)

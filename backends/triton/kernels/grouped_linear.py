@@ -23,6 +23,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
@@ -111,7 +112,7 @@ def grouped_linear(
         return out
     config = config or default_config(pairs, experts, x.dtype)
     tiles_m = tiles(pairs, experts, config.block_m)
-    _grouped_linear[(tiles_m * triton.cdiv(outputs, config.block_n),)](
+    wrap_triton(_grouped_linear)[(tiles_m * triton.cdiv(outputs, config.block_n),)](
         x, weight, order, offsets, pair_weight, out,
         tiles_m, pairs, experts, outputs, inputs, x.stride(0), *weight.stride(),
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 
 from srrc.backends.triton.ahead import Ahead
 from srrc.backends.triton.kernels.compact import compact
@@ -71,7 +72,7 @@ def kv_gather(
     config = config or default_config(width * keys.element_size())
     bits = BITS[keys.element_size()]
     grid = (triton.cdiv(capacity, config.block_s), heads, batch)
-    _kv_gather[grid](
+    wrap_triton(_kv_gather)[grid](
         keys.view(bits), values.view(bits), index, count, out[0].view(bits), out[1].view(bits), capacity,
         *keys.stride()[:3], *values.stride()[:3], *index.stride()[:2], *out[0].stride()[:3], *out[1].stride()[:3],
         D=width, BLOCK_S=config.block_s, BLOCK_D=triton.next_power_of_2(width), num_warps=config.num_warps,

@@ -3,9 +3,10 @@
     sparse_linear(x, kept, weight, scale=None, bias=None, gate=None) -> x[:, kept] @ weight[:, kept].T * scale + bias
 
 x [B, K], 1 <= B <= 8; kept: lists of K channels (`lists.py`), in blocks; weight [N, K] laid out by input (strides
-(1, N)), of x's dtype or int8; scale float32 [N], for int8 alone; bias [N]; gate float32 [2], for its guard -> [B, N] of
-x's dtype; fp16, bf16 or fp32, accumulated in fp32. What is not listed is not read: an infinite weight there leaves no
-NaN.
+(1, N)), of x's dtype or int8; scale float32, for int8 alone: of each output [N], or of each channel for so many outputs
+[ceil(N / SCALE_BLOCK), K]; bias [N]; gate float32 [2], for its guard -> [B, N] of x's dtype; fp16, bf16 or fp32,
+accumulated in fp32. What is not listed is not read: an infinite weight there leaves no NaN. counters int64: three of
+them, from the `counter`-th on, are told what the gate kept, by one of the linears that read its lists.
 
 One launch: each block of channels is a part of the sum, which a program writes in fp32, and the last of a column to
 arrive adds the parts up in their order. No atomic touches a value, so that the same input gives the same bits.
@@ -20,11 +21,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
-from srrc.backends.triton.kernels.lists import Kept, guard_failed, guarded
+from srrc.backends.triton.kernels.lists import Kept, count_kept, counting, guard_failed, guarded
 from srrc.ops.gate import MAX_ROWS
+from srrc.ops.vocab_head import SCALE_BLOCK
 
 
 @dataclass(frozen=True)
@@ -39,25 +42,6 @@ class Config:
     num_warps: int
     num_stages: int
     dot: bool = True
-
-
-@dataclass(frozen=True)
-class Workspace:
-    """What launches share: parts float32 [blocks * B * N] at least; arrived int32 [tiles], zero between launches.
-
-    Launches that run at the same time must not share one.
-    """
-
-    parts: Tensor
-    arrived: Tensor
-
-
-def workspace(x: Tensor, kept: Kept, outputs: int, config: Config) -> Workspace:
-    """A workspace for linears of `outputs` outputs."""
-    parts = torch.empty(len(kept.counts) * len(x) * outputs, dtype=torch.float32, device=x.device)
-    return Workspace(
-        parts, torch.zeros(triton.cdiv(outputs, config.block_n), dtype=torch.int32, device=x.device)
-    )
 
 
 def configs(rows: int) -> tuple[Config, ...]:
@@ -78,9 +62,10 @@ def sparse_linear(
     scale: Tensor | None = None,
     bias: Tensor | None = None,
     gate: Tensor | None = None,
+    counters: Tensor | None = None,
     *,
+    counter: int = 0,
     config: Config | None = None,
-    space: Workspace | None = None,
 ) -> Tensor:
     """Launch. Raises ValueError for what the kernel does not take."""
     rows, inputs = x.shape
@@ -93,14 +78,18 @@ def sparse_linear(
     config = config or default_config(outputs)
     if kept.block % config.block_k:
         raise ValueError(f"lists in blocks of {kept.block} cannot be read {config.block_k} at a time")
-    space = space or workspace(x, kept, outputs, config)
+    by_channel = scale is not None and scale.dim() == 2
+    if by_channel and SCALE_BLOCK % config.block_n:
+        raise ValueError(f"scales of {SCALE_BLOCK} outputs cannot serve {config.block_n} at a time")
     out = x.new_empty(rows, outputs)
-    blocks = len(kept.counts)
-    _sparse_linear[(triton.cdiv(outputs, config.block_n), blocks)](
-        x, kept.units, kept.counts, kept.rows, gate, weight, scale, bias, out, space.parts, space.arrived,
-        inputs, outputs, blocks, x.stride(0), weight.stride(1),
+    blocks, tiles = len(kept.counts), triton.cdiv(outputs, config.block_n)
+    parts = x.new_empty(blocks, rows, outputs, dtype=torch.float32) if blocks > 1 else None
+    wrap_triton(_sparse_linear)[(tiles, blocks)](
+        x, kept.units, kept.counts, kept.rows, kept.offered, gate, weight, scale, bias, out, parts,
+        counting(x, kept, tiles), counters, counter, inputs, outputs, blocks, x.stride(0), weight.stride(1),
         ROWS=rows, BLOCK=kept.block, BLOCKS=triton.next_power_of_2(blocks),
         BLOCK_K=config.block_k, BLOCK_N=config.block_n, STAGES=config.num_stages, DOT=config.dot or rows > 1,
+        SCALE_BLOCK=SCALE_BLOCK if by_channel else 0,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out
@@ -118,17 +107,21 @@ def reference(
     counts = kept.counts if gate is None else guarded(kept, gate)
     place = torch.arange(kept.block, device=x.device)
     listed = kept.units[place < counts[:, None]].long()  # waits for the device: it is a reference
-    out = F.linear(x[:, listed].double(), weight[:, listed].double())
+    read = weight[:, listed].double()
+    if scale is not None and scale.dim() == 2:
+        read = read * scale.double().repeat_interleave(SCALE_BLOCK, 0)[: len(weight), listed]
+        scale = None
+    out = F.linear(x[:, listed].double(), read)
     out = out if scale is None else out * scale.double()
     return (out if bias is None else out + bias.double()).to(x.dtype)
 
 
 @triton.jit(do_not_specialize=["blocks"])
 def _sparse_linear(
-    x, units, counts, kept_rows, gate, weight, scale, bias, out, parts, arrived,
+    x, units, counts, kept_rows, offered, gate, weight, scale, bias, out, parts, arrived, counters, counter,
     inputs, outputs, blocks, stride_x, stride_k,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, SCALE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     part = tl.program_id(1)
@@ -136,8 +129,11 @@ def _sparse_linear(
     inside = n < outputs
     count = tl.load(counts + part)
     if gate is not None:
-        failed = guard_failed(kept_rows, gate, inputs, blocks, ROWS, BLOCKS)
-        count = tl.where(failed, tl.minimum(inputs - part * BLOCK, BLOCK), count)
+        failed = guard_failed(kept_rows, gate, offered, inputs, blocks, ROWS, BLOCKS)
+        count = tl.where(failed > 0, tl.minimum(inputs - part * BLOCK, BLOCK), count)
+        if counters is not None:
+            if (tile == 0) & (part == 0):
+                count_kept(counters + counter, counts, offered, failed, inputs, blocks, ROWS, BLOCKS)
     lane = tl.arange(0, BLOCK_K)
     listed = units + part * BLOCK + lane
     if DOT:
@@ -147,6 +143,9 @@ def _sparse_linear(
         # A sum over K is left to the end: each thread has its own.
         b = tl.zeros((1,), tl.int32)
         wide = tl.zeros((BLOCK_K, BLOCK_N), tl.float32)
+    if SCALE_BLOCK:
+        scales = scale + (tile * BLOCK_N // SCALE_BLOCK).to(tl.int64) * inputs
+        scale = None
     for first in tl.range(0, count, BLOCK_K, num_stages=STAGES):
         read = first + lane < count
         k = tl.load(
@@ -158,9 +157,16 @@ def _sparse_linear(
             value = tl.load(
                 x + b[:, None] * stride_x + k[None, :], mask=(b < ROWS)[:, None] & read[None, :], other=0.0
             )
-            total = tl.dot(value, w.to(value.dtype), total, input_precision="ieee")
+            if SCALE_BLOCK:
+                # Coarse on purpose: a tensor core's own rounding of float32 is finer than eight bits.
+                value *= tl.load(scales + k, mask=read, other=0.0)[None, :]
+                total = tl.dot(value, w.to(value.dtype), total, input_precision="tf32")
+            else:
+                total = tl.dot(value, w.to(value.dtype), total, input_precision="ieee")
         else:
             value = tl.load(x + k, mask=read, other=0.0)
+            if SCALE_BLOCK:
+                value *= tl.load(scales + k, mask=read, other=0.0)
             wide += value.to(tl.float32)[:, None] * w.to(tl.float32)
     if not DOT:
         total = tl.sum(wide, 0)[None, :]
@@ -193,7 +199,9 @@ def _finish(total, scale, bias, out, at, n, mine, inside):
     tl.store(out + at, total.to(out.dtype.element_ty), mask=mine)
 
 
-def _ahead(dtype: str, weight: str, rows: int, config: Config, *, gate: bool = False) -> Ahead:
+def _ahead(
+    dtype: str, weight: str, rows: int, config: Config, *, gate: bool = False, by_channel: bool = False
+) -> Ahead:
     signature = {
         "x": f"*{dtype}",
         "weight": f"*{weight}",
@@ -203,13 +211,17 @@ def _ahead(dtype: str, weight: str, rows: int, config: Config, *, gate: bool = F
     }
     signature |= dict.fromkeys(("units", "counts", "kept_rows"), "*i32")
     signature |= {"scale": "*fp32"} if weight == "i8" else {}
+    signature |= {"counters": "*i64"} if gate else {}
     signature |= {"gate": "*fp32"} if gate else {}
-    signature |= dict.fromkeys(("inputs", "outputs", "stride_x", "stride_k"), "i32:16") | {"blocks": "i32"}
+    signature |= dict.fromkeys(("inputs", "outputs", "stride_x", "stride_k"), "i32:16")
+    signature |= {"blocks": "i32", "counter": "i32"}
     constants: dict[str, Any] = {"ROWS": rows, "BLOCK": 256, "BLOCKS": 16, "BLOCK_K": config.block_k}
     constants |= {"BLOCK_N": config.block_n, "STAGES": config.num_stages, "DOT": config.dot or rows > 1}
-    constants |= dict.fromkeys({"scale", "bias", "gate"}.difference(signature))
+    constants |= {"SCALE_BLOCK": SCALE_BLOCK if by_channel else 0}
+    constants |= dict.fromkeys({"scale", "bias", "gate", "counters", "offered"}.difference(signature))
     kind = "dot" if config.dot else "add"
-    name = f"sparse_linear[{dtype}, {weight}, {rows} rows, {kind}{', guard' if gate else ''}]"
+    name = f"sparse_linear[{dtype}, {weight}, {rows} rows, {kind}{', guard' if gate else ''}"
+    name += f"{', scales by channel' if by_channel else ''}]"
     return Ahead(name, _sparse_linear, signature, constants, config.num_warps, config.num_stages)
 
 
@@ -221,5 +233,7 @@ AHEAD = (
     ),
     *(_ahead("fp32", "fp32", rows, Config(32, 64, 4, 4)) for rows in (1, 8)),
     _ahead("bf16", "bf16", 1, Config(16, 512, 4, 3, dot=False)),
-    _ahead("bf16", "bf16", 8, Config(32, 128, 4, 6), gate=True),
+    *(_ahead("bf16", "bf16", rows, Config(32, 128, 4, 6), gate=True) for rows in (1, 8)),
+    _ahead("fp32", "i8", 1, Config(16, 512, 4, 3, dot=False), by_channel=True),
+    _ahead("fp32", "i8", 8, Config(32, 128, 4, 4), by_channel=True),
 )

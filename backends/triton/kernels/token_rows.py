@@ -16,6 +16,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 
 from srrc.backends.triton.ahead import Ahead
 
@@ -51,7 +52,7 @@ def gather(x: Tensor, index: Tensor, count: Tensor, *, config: Config | None = N
         return out
     config = config or default_config(*out.shape)
     grid = (triton.cdiv(len(index), config.block_t), triton.cdiv(x.shape[1], config.block_h))
-    _gather[grid](
+    wrap_triton(_gather)[grid](
         x, index, count, out, len(index), x.shape[1], x.stride(0),
         BLOCK_T=config.block_t, BLOCK_H=config.block_h, num_warps=config.num_warps,
     )  # fmt: skip
@@ -78,7 +79,7 @@ def scatter(
         return base
     config = config or default_config(*rows.shape)
     grid = (triton.cdiv(len(index), config.block_t), triton.cdiv(base.shape[1], config.block_h))
-    _scatter[grid](
+    wrap_triton(_scatter)[grid](
         base, rows, index, count, len(index), base.shape[1], base.stride(0), rows.stride(0),
         ADD=add, BLOCK_T=config.block_t, BLOCK_H=config.block_h, num_warps=config.num_warps,
     )  # fmt: skip

@@ -1,14 +1,14 @@
-"""Vocabulary head that computes exact logits for blocks of candidates and reads no other weight.
+"""Vocabulary head that computes exact logits for candidates, and reads no other weight.
 
     vocab_head(x, weight, candidates, coarse=None, scale=None, bias=None, block=64) -> logits
 
 x [B, H], 1 <= B <= 8; weight [V, H] by row, of x's dtype or int8; scale float32 [V], for int8 alone; bias [V] or None;
-candidates bool or int8 [ceil(V / block)]: which blocks of successive tokens get x @ weight.T * scale + bias. The others
-get coarse [B, V] (any floating dtype, bias included) or -inf. Logits [B, V] of x's dtype; fp16, bf16 or fp32,
-accumulated in fp32. Rows share each weight that is read.
+candidates bool or int8: which tokens of each row [B, V], or which blocks of successive tokens [ceil(V / block)], get
+x @ weight.T * scale + bias. The others get coarse [B, V] (any floating dtype, bias included) or -inf. Logits [B, V] of
+x's dtype; fp16, bf16 or fp32, accumulated in fp32. Rows share each weight that is read.
 
-One launch: a program has a part of a block to itself, so that the same input gives the same bits. Where that is no
-candidate it writes what stands there and leaves.
+One launch: a program has a part of a block to itself, so that the same input gives the same bits. Where that holds no
+candidate it writes what stands there and leaves; of single candidates' blocks the weights of the others are not read.
 Source: SVD-softmax (Shim et al. 2017), whose exact logits are single tokens', gathered; blocks are read in one piece.
 """
 
@@ -18,6 +18,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.library import wrap_triton
 from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
@@ -64,9 +65,11 @@ def vocab_head(
         raise ValueError(f"vocab_head takes 1 to {MAX_ROWS} rows and a weight by row, not {rows} and strides"
                          f" {weight.stride()}")  # fmt: skip
     blocks = triton.cdiv(vocabulary, block)
-    if block % config.tokens or candidates.shape != (blocks,) or not candidates.is_contiguous():
-        raise ValueError(f"vocab_head takes a candidate for each block of {block} tokens, {config.tokens} of them for a"
-                         f" program, not {tuple(candidates.shape)} for {vocabulary}")  # fmt: skip
+    each = candidates.dim() == 2
+    fits = candidates.shape == ((rows, vocabulary) if each else (blocks,))
+    if block % config.tokens or not fits or not candidates.is_contiguous():
+        raise ValueError(f"vocab_head takes candidates for each row and token, or for each block of {block} tokens,"
+                         f" {config.tokens} of them for a program, not {tuple(candidates.shape)} for {vocabulary}")  # fmt: skip
     if coarse is not None and (coarse.shape != (rows, vocabulary) or coarse.stride(1) != 1):
         raise ValueError(
             f"vocab_head takes coarse logits [{rows}, {vocabulary}] by row, not {tuple(coarse.shape)}"
@@ -74,10 +77,10 @@ def vocab_head(
     if (weight.dtype == torch.int8) != (scale is not None):
         raise ValueError("vocab_head takes a scale with a weight of int8, and with no other")
     logits = x.new_empty(rows, vocabulary)
-    _vocab_head[(triton.cdiv(vocabulary, config.tokens),)](
+    wrap_triton(_vocab_head)[(triton.cdiv(vocabulary, config.tokens),)](
         x, weight, candidates, coarse, scale, bias, logits,
         inputs, vocabulary, x.stride(0), weight.stride(0), 0 if coarse is None else coarse.stride(0),
-        ROWS=rows, BLOCK=block, TOKENS=config.tokens, BLOCK_H=config.block_h, STAGES=config.num_stages,
+        ROWS=rows, BLOCK=0 if each else block, TOKENS=config.tokens, BLOCK_H=config.block_h, STAGES=config.num_stages,
         num_warps=config.num_warps,
     )  # fmt: skip
     return logits
@@ -106,6 +109,10 @@ def reference(
     block: int = 64,
 ) -> Tensor:
     """The truth, in float64: weights of other blocks are left out."""
+    if candidates.dim() == 2:
+        coarse = x.new_full(candidates.shape, float("-inf")) if coarse is None else coarse
+        whole = reference(x, weight, torch.ones(len(weight), device=x.device), None, scale, bias, block=1)
+        return torch.where(candidates.bool(), whole, coarse.to(x.dtype))
     exact = candidates.bool().repeat_interleave(block)[: len(weight)]
     found = F.linear(x.double(), weight[exact].double())
     found = found if scale is None else found * scale[exact].double()
@@ -127,7 +134,16 @@ def _vocab_head(
     b = tl.arange(0, 1 if ROWS == 1 else 16)
     mine = (b < ROWS)[:, None] & inside[None, :]
     at = logits + b[:, None] * vocabulary + token[None, :]
-    if tl.load(candidates + first // BLOCK) == 0:
+    if BLOCK:
+        read = inside
+        found = tl.load(candidates + first // BLOCK).to(tl.int32)
+    else:  # a candidate for one row is read for all of them
+        wanted = tl.load(candidates + b[:, None] * vocabulary + token[None, :], mask=mine, other=0).to(
+            tl.int32
+        )
+        read = tl.max(wanted, 0) != 0
+        found = tl.max(tl.max(wanted, 0), 0)
+    if found == 0:
         if coarse is None:
             fill = tl.full((1 if ROWS == 1 else 16, TOKENS), float("-inf"), tl.float32)
         else:
@@ -144,33 +160,41 @@ def _vocab_head(
             for start in tl.range(0, inputs, BLOCK_H, num_stages=STAGES):
                 within = start + h < inputs
                 value = tl.load(x + start + h, mask=within, other=0.0).to(tl.float32)
-                w = tl.load(row + start, mask=inside[:, None] & within[None, :], other=0.0)
+                w = tl.load(row + start, mask=read[:, None] & within[None, :], other=0.0)
                 wide += value[None, :] * w.to(tl.float32)
             total = tl.sum(wide, 1)[None, :]
         else:
             total = tl.zeros((16, TOKENS), tl.float32)
             for start in tl.range(0, inputs, BLOCK_H, num_stages=STAGES):
                 within = start + h < inputs
-                read = (b < ROWS)[:, None] & within[None, :]
-                value = tl.load(x + b[:, None] * stride_x + start + h[None, :], mask=read, other=0.0)
-                w = tl.load(row + start, mask=inside[:, None] & within[None, :], other=0.0)
+                some = (b < ROWS)[:, None] & within[None, :]
+                value = tl.load(x + b[:, None] * stride_x + start + h[None, :], mask=some, other=0.0)
+                w = tl.load(row + start, mask=read[:, None] & within[None, :], other=0.0)
                 total = tl.dot(value, tl.trans(w.to(value.dtype)), total, input_precision="ieee")
         if scale is not None:
             total *= tl.load(scale + token, mask=inside, other=0.0)[None, :]
         if bias is not None:
             total += tl.load(bias + token, mask=inside, other=0.0).to(tl.float32)[None, :]
+        if not BLOCK:
+            if coarse is None:
+                rest = tl.full((1 if ROWS == 1 else 16, TOKENS), float("-inf"), tl.float32)
+            else:
+                rest = tl.load(coarse + b[:, None] * stride_c + token[None, :], mask=mine, other=0.0).to(
+                    tl.float32
+                )
+            total = tl.where(wanted != 0, total, rest)
         tl.store(at, total.to(logits.dtype.element_ty), mask=mine)
 
 
-def _ahead(dtype: str, weight: str, rows: int, *, coarse: bool = True) -> Ahead:
+def _ahead(dtype: str, weight: str, rows: int, *, coarse: bool = True, each: bool = False) -> Ahead:
     config = default_config(rows, torch.float32 if dtype == "fp32" else torch.bfloat16)
     absent = {"bias"} | (set() if coarse else {"coarse"}) | (set() if weight == "i8" else {"scale"})
     signature = {"x": f"*{dtype}", "weight": f"*{weight}", "candidates": "*i1", "logits": f"*{dtype}"}
     signature |= dict.fromkeys({"coarse", "scale"} - absent, "*fp32")
     signature |= dict.fromkeys(("inputs", "vocabulary", "stride_x", "stride_v", "stride_c"), "i32:16")
-    constants = {"ROWS": rows, "BLOCK": 64, "TOKENS": config.tokens, "BLOCK_H": config.block_h}
+    constants = {"ROWS": rows, "BLOCK": 0 if each else 64, "TOKENS": config.tokens, "BLOCK_H": config.block_h}
     constants |= {"STAGES": config.num_stages}
-    name = f"vocab_head[{dtype}, {weight}, {rows} rows{'' if coarse else ', no coarse'}]"
+    name = f"vocab_head[{dtype}, {weight}, {rows} rows{'' if coarse else ', no coarse'}{', each' if each else ''}]"
     return Ahead(name, _vocab_head, signature, constants | dict.fromkeys(absent), config.num_warps)
 
 
@@ -181,4 +205,5 @@ AHEAD = (
         for rows in (1, 8)
     ),
     *(_ahead("bf16", "bf16", rows, coarse=False) for rows in (1, 8)),
+    *(_ahead("bf16", "bf16", rows, each=True) for rows in (1, 8)),
 )

@@ -3,15 +3,14 @@
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from srrc.backends.triton.kernels.lists import Kept, empty
-from srrc.backends.triton.kernels.select import select, select_glu, select_norm
-from srrc.backends.triton.kernels.sparse_linear import Workspace, sparse_linear, workspace
+from srrc.backends.triton.kernels.select import select, select_act, select_norm
+from srrc.backends.triton.kernels.sparse_linear import sparse_linear
 from srrc.bench.gpu.sparse_linear import Launch, default_launch
 
 EPSILON = 1e-5
@@ -75,83 +74,54 @@ class Calibrating(Dense):
 
 
 class Sparse:
-    """The kernels, as ops that Inductor calls."""
+    """The kernels, as ops that Inductor sees through."""
 
     def __init__(self, shapes: Sequence[tuple[int, int]], found: Mapping[tuple[int, int], Launch]) -> None:
         """shapes: (inputs, outputs) of each linear."""
-        self.ops = [
-            _Ops(i, shape, found.get(shape) or default_launch(*shape)) for i, shape in enumerate(shapes)
-        ]
+        self.ones = [torch.ones(inputs, device="cuda") for inputs, _ in shapes]
+        self.ops = [_Ops(found.get(shape) or default_launch(*shape)) for shape in shapes]
 
     def normed(
         self, which: int, stream: Tensor, added: Tensor, weight: Tensor, gate: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Linears`."""
-        ops = self.ops[which]
-        stream, x, *kept = ops.norm(stream, added, gate)
-        return stream, ops.linear(x, *kept, weight)
+        return self.ops[which].norm(stream, added, weight, self.ones[which], gate)
 
     def plain(self, which: int, x: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
         """See `Linears`."""
-        ops = self.ops[which]
-        return ops.linear(x, *ops.plain(x, gate), weight)
+        return self.ops[which].plain(x, weight, self.ones[which], gate)
 
     def glu(self, which: int, gate_up: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
         """See `Linears`."""
-        ops = self.ops[which]
-        return ops.linear(*ops.glu(gate_up, gate), weight)
+        return self.ops[which].glu(gate_up, weight, self.ones[which], gate)
 
 
 class _Ops:
-    """One linear's ops. Its workspace is no argument of them: functionalized, it would be copied at every call."""
+    """One linear's ops: its lists, and the linear over them."""
 
-    def __init__(self, which: int, shape: tuple[int, int], launch: Launch) -> None:
-        inputs, outputs = shape
-        block = launch.block
-        ones = torch.ones(inputs, device="cuda")
-        space: list[Workspace] = []
+    def __init__(self, launch: Launch) -> None:
+        block, config = launch.block, launch.config
 
-        def lists(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return _flat(empty(like, len(like), inputs, block))
-
-        def linear(x: Tensor, units: Tensor, counts: Tensor, rows: Tensor, weight: Tensor) -> Tensor:
-            kept = Kept(units, counts, rows, inputs)
-            if not space:
-                space.append(workspace(x, kept, outputs, launch.config))
-            return sparse_linear(x, kept, weight, config=launch.config, space=space[0])
-
-        def plain(x: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            return _flat(select(x, ones, gate, block=block))
+        def plain(x: Tensor, weight: Tensor, ones: Tensor, gate: Tensor) -> Tensor:
+            return sparse_linear(x, select(x, ones, gate, block=block), weight, config=config)
 
         def norm(
-            stream: Tensor, added: Tensor, gate: Tensor
-        ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+            stream: Tensor, added: Tensor, weight: Tensor, ones: Tensor, gate: Tensor
+        ) -> tuple[Tensor, Tensor]:
             total, x, kept = select_norm(stream, added, None, ones, gate, epsilon=EPSILON, block=block)
-            return total, x, *_flat(kept)
+            return total, sparse_linear(x, kept, weight, config=config)
 
-        def glu(gate_up: Tensor, gate: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-            x, kept = select_glu(gate_up, ones, gate, block=block)
-            return x, *_flat(kept)
+        def glu(gate_up: Tensor, weight: Tensor, ones: Tensor, gate: Tensor) -> Tensor:
+            inner, up = gate_up.chunk(2, -1)
+            x, kept = select_act(inner, ones, gate, up, block=block)
+            return sparse_linear(x, kept, weight, config=config)
 
-        self.linear = _op(f"linear_{which}", linear, lambda x, *rest: x.new_empty(len(x), outputs))
-        self.plain = _op(f"plain_{which}", plain, lambda x, gate: lists(x))
-        self.norm = _op(
-            f"norm_{which}",
-            norm,
-            lambda stream, added, gate: (torch.empty_like(stream), torch.empty_like(stream), *lists(stream)),
-        )
-        self.glu = _op(f"glu_{which}", glu, lambda x, gate: (x.new_empty(len(x), inputs), *lists(x)))
-
-
-def _flat(kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
-    return kept.units, kept.counts, kept.rows
+        self.plain, self.norm, self.glu = _op(plain), _op(norm), _op(glu)
 
 
 _made = itertools.count()
 """An op is never registered twice: the second registration would leave the first one's kernel in place."""
 
 
-def _op(name: str, run: Callable[..., object], fake: Callable[..., object]) -> Callable[..., Tensor]:
-    op = torch.library.custom_op(f"srr_bench::{name}_{next(_made)}", run, mutates_args=())
-    op.register_fake(fake)
-    return op
+def _op(run: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.library.triton_op(f"srr_bench::{run.__name__}_{next(_made)}", run, mutates_args=())

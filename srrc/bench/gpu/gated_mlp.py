@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srrc.backends.triton.kernels import lists
-from srrc.backends.triton.kernels.gated_mlp import Config, configs, gated_hidden, gated_mlp, reference
+from srrc.backends.triton.kernels.gated_mlp import Config, configs, gated_mlp, reference
 from srrc.backends.triton.kernels.lists import Kept
-from srrc.backends.triton.kernels.sparse_linear import default_config, workspace
 from srrc.bench.gpu.record import Check, Measurement, check
 from srrc.bench.gpu.timing import copies, milliseconds
 
@@ -110,14 +109,7 @@ def _time(
     chosen: Kept | None,
     config: Config,
 ) -> float:
-    arrived = torch.zeros(norms.shape[1] // 256 + 1, dtype=torch.int32, device="cuda")
-    gate, up, down = sets[0]
-    hidden, kept = gated_hidden(x, gate, up, norms, thresholds, chosen, config=config, arrived=arrived)
-    outputs = len(down)
-    space = workspace(hidden, kept, outputs, default_config(outputs))
-
     def run(gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-        given = (x, gate, up, down, norms, thresholds, chosen)
-        return gated_mlp(*given, config=config, arrived=arrived, space=space)
+        return gated_mlp(x, gate, up, down, norms, thresholds, chosen, config=config)
 
     return milliseconds([partial(run, *w) for w in sets])

@@ -18,7 +18,6 @@ from srrc.backends.triton.kernels.sparse_linear import (
     default_config,
     reference,
     sparse_linear,
-    workspace,
 )
 from srrc.bench.gpu.record import Check, Measurement, check
 from srrc.bench.gpu.timing import copies, milliseconds
@@ -138,6 +137,5 @@ def best_launch(weights: list[Tensor], rows: int) -> Launch:
 
 def _time(x: Tensor, weights: list[Tensor], launch: Launch) -> float:
     chosen = nonzero(x, launch.block)
-    space = workspace(x, chosen, weights[0].shape[0], launch.config)
-    calls = [partial(sparse_linear, x, chosen, w, config=launch.config, space=space) for w in weights]
+    calls = [partial(sparse_linear, x, chosen, w, config=launch.config) for w in weights]
     return milliseconds(calls)

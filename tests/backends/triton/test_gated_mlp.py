@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from srrc.backends.triton.kernels import lists
-from srrc.backends.triton.kernels.gated_mlp import KNOWN, Config, gated_hidden, gated_mlp, reference
+from srrc.backends.triton.kernels.activate import KNOWN
+from srrc.backends.triton.kernels.gated_mlp import Config, gated_hidden, gated_mlp, reference
 from srrc.backends.triton.kernels.lists import Kept
 
 
@@ -94,14 +95,16 @@ def test_nan_is_kept() -> None:
     assert kept.mask().all()
 
 
-def test_a_counter_serves_one_launch_after_another() -> None:
+def test_lists_serve_one_launch_after_another() -> None:
     gate, up = weights(100, 16, torch.float32)
-    x, arrived = torch.randn(2, 16), torch.zeros(4, dtype=torch.int32)
-    given_to = (x, gate, up, torch.ones(2, 100), torch.tensor([0.1, 0.1]))
+    x = torch.randn(2, 16)
+    chosen = lists.reference(torch.rand(2, 100), torch.tensor([0.5, 0.0]), 32)
+    given_to = (x, gate, up, torch.ones(2, 100), torch.tensor([0.1, 0.1]), chosen)
     config = Config(16, 32, 1, block=32)
-    first = gated_hidden(*given_to, config=config, arrived=arrived)
-    assert not arrived.any()
-    again = gated_hidden(*given_to, config=config, arrived=arrived)
+    first = gated_hidden(*given_to, config=config)
+    assert not chosen.arrived.any()
+    assert not first[1].arrived.any()
+    again = gated_hidden(*given_to, config=config)
     assert torch.equal(first[1].units, again[1].units)
     assert torch.equal(kept_values(first), kept_values(again))
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from srrc.backends.triton.kernels import lists, select
+from srrc.backends.triton.kernels.activate import KNOWN
 from srrc.backends.triton.kernels.lists import Kept
 
 ROWS = st.integers(1, 8)
@@ -33,6 +34,10 @@ def test_plain(rows: int, count: int, threshold: float, dtype: torch.dtype, seed
     found = select.select(x, norm, gate, block=32)
     equal(found, lists.reference(select.reference(x, norm), gate, 32))
     assert torch.equal(found.mask(), (x.abs().float() * norm > threshold).any(0))
+    assert not found.arrived.any()
+    emphasis = torch.rand(rows) + 0.5
+    found = select.select(x, norm, gate, emphasis, block=32)
+    equal(found, lists.reference(select.reference(x, norm, emphasis), gate, 32))
 
 
 @settings(max_examples=30)
@@ -48,17 +53,27 @@ def test_after_a_norm(rows: int, count: int, threshold: float, weighted: bool, s
     equal(found, lists.reference(select.reference(x, norm), gate, 32))
 
 
-@settings(max_examples=30)
-@given(ROWS, COUNTS, DROPPED, st.sampled_from((torch.float32, torch.float16)), st.integers(0, 99))
-def test_after_a_gated_activation(
-    rows: int, count: int, threshold: float, dtype: torch.dtype, seed: int
+@settings(max_examples=40)
+@given(
+    ROWS,
+    COUNTS,
+    DROPPED,
+    st.sampled_from((torch.float32, torch.float16)),
+    st.booleans(),
+    st.sampled_from(KNOWN),
+    st.integers(0, 99),
+)
+def test_after_an_activation(
+    rows: int, count: int, threshold: float, dtype: torch.dtype, gated: bool, activation: str, seed: int
 ) -> None:
     torch.manual_seed(seed)
-    gate_up, _ = drawn(rows, 2 * count, dtype)
-    norm, gate = torch.rand(count) + 0.5, torch.tensor([threshold, 0.0])
-    x, found = select.select_glu(gate_up, norm, gate, block=32)
-    torch.testing.assert_close(x, select.glu(gate_up))
-    equal(found, lists.reference(select.reference(x, norm), gate, 32))
+    both, _ = drawn(rows, 2 * count, dtype)
+    inner, up = both.chunk(2, -1)
+    up = up if gated else None
+    norm, gate, emphasis = torch.rand(count) + 0.5, torch.tensor([threshold, 0.0]), torch.rand(rows) + 0.5
+    x, found = select.select_act(inner, norm, gate, up, emphasis, activation=activation, block=32)
+    torch.testing.assert_close(x, select.acted(inner, up, activation))
+    equal(found, lists.reference(select.reference(x, norm, emphasis), gate, 32))
 
 
 def test_nan_is_kept() -> None:
@@ -84,10 +99,10 @@ def test_the_guard(rows: int, count: int, least: float, seed: int) -> None:
     ("x", "norm"),
     [
         (torch.zeros(9, 4), torch.ones(4)),
-        (torch.zeros(4, 8)[:, :4], torch.ones(4)),
+        (torch.zeros(4, 8)[:, ::2], torch.ones(4)),
         (torch.zeros(1, 4), torch.ones(5)),
     ],
 )
 def test_what_does_not_fit(x: Tensor, norm: Tensor) -> None:
-    with pytest.raises(ValueError, match="1 to 8 contiguous rows and a norm for each"):
+    with pytest.raises(ValueError, match="1 to 8 rows, each in one piece, and a norm for each"):
         select.select(x, norm, torch.zeros(2))

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from srrc.backends.triton.kernels import lists
-from srrc.backends.triton.kernels import sparse_linear as module
 from srrc.backends.triton.kernels.lists import Kept
 from srrc.backends.triton.kernels.sparse_linear import Config, reference, sparse_linear
+from srrc.ops.gate import count, decide
 
 DTYPES = (torch.float32, torch.float16)
 CONFIGS = st.sampled_from((Config(16, 32, 1, 2), Config(16, 32, 1, 2, dot=False), Config(32, 64, 1, 2)))
@@ -91,14 +91,52 @@ def test_what_is_not_listed_may_hold_anything(dot: bool) -> None:
     assert sparse_linear(x, chosen, weight, config=Config(16, 32, 1, 2, dot)).isfinite().all()
 
 
-def test_a_workspace_serves_one_launch_after_another() -> None:
+def test_lists_serve_one_launch_after_another() -> None:
     x, chosen = drawn(2, 100, 0.5, torch.float32)
     weight, config = by_input(100, 100, torch.float32), Config(16, 32, 1, 2)
-    space = module.workspace(x, chosen, 100, config)
-    first = sparse_linear(x, chosen, weight, config=config, space=space)
-    assert not space.arrived.any()
-    again = sparse_linear(x, chosen, weight, config=config, space=space)
-    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    first = sparse_linear(x, chosen, weight, config=config)
+    assert not chosen.arrived.any()
+    torch.testing.assert_close(sparse_linear(x, chosen, weight, config=config), first, rtol=0, atol=0)
+
+
+def test_more_tiles_than_channels() -> None:
+    x, chosen = drawn(2, 70, 0.5, torch.float32, block=64)
+    weight = by_input(4200, 70, torch.float32)
+    assert chosen.arrived.numel() == 128
+    close(sparse_linear(x, chosen, weight, config=Config(16, 32, 1, 2)), reference(x, chosen, weight))
+
+
+@settings(max_examples=15)
+@given(rows=st.integers(1, 8), inputs=st.integers(1, 70), seed=st.integers(0, 99), dot=st.booleans())
+def test_scales_by_channel(rows: int, inputs: int, seed: int, dot: bool) -> None:
+    torch.manual_seed(seed)
+    x, chosen = drawn(rows, inputs, 0.5, torch.float32)
+    weight = torch.randint(-127, 128, (inputs, 4100), dtype=torch.int8).t()
+    scale = torch.rand(2, inputs)
+    found = sparse_linear(x, chosen, weight, scale, config=Config(16, 512, 1, 2, dot))
+    torch.testing.assert_close(found, reference(x, chosen, weight, scale), rtol=1e-5, atol=2e-3)
+
+
+@settings(max_examples=20)
+@given(
+    rows=st.integers(1, 8),
+    inputs=st.integers(1, 90),
+    least=st.sampled_from((0.0, 0.5, 1.0)),
+    seed=st.integers(0, 99),
+)
+def test_counters_are_told_what_the_gate_kept(rows: int, inputs: int, least: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    x, norm, gate = torch.randn(rows, inputs), torch.rand(inputs), torch.tensor([0.4, least])
+    counters, told = torch.ones(2, 3, dtype=torch.int64), torch.ones(3, dtype=torch.int64)
+    decision = decide(x.abs() * norm, gate)
+    count(told, decision)
+    chosen = lists.reference(x.abs() * norm, gate, 32)
+    weight = by_input(50, inputs, torch.float32)
+    found = sparse_linear(
+        x, chosen, weight, gate=gate, counters=counters, counter=3, config=Config(16, 32, 1, 2)
+    )
+    assert counters.tolist() == [[1, 1, 1], told.tolist()]
+    close(found, torch.where(decision.keep, x, 0.0) @ weight.t())
 
 
 @pytest.mark.parametrize("rows", [0, 9])

@@ -63,6 +63,28 @@ def test_equals_the_reference(
     )
 
 
+@settings(max_examples=30)
+@given(
+    rows=st.integers(1, 8),
+    inputs=st.integers(1, 100),
+    vocabulary=st.integers(1, 200),
+    kept=st.sampled_from((0.0, 0.05, 0.5, 1.0)),
+    dtype=st.sampled_from(tuple(TOLERANCE)),
+    coarse=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_candidates_of_each_row(
+    rows: int, inputs: int, vocabulary: int, kept: float, dtype: torch.dtype, coarse: bool, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x, weight = torch.randn(rows, inputs).to(dtype), torch.randn(vocabulary, inputs).to(dtype)
+    candidates = torch.rand(rows, vocabulary) < kept
+    weight[~candidates.any(0)] = float("nan")  # nobody reads it
+    rough = torch.randn(rows, vocabulary) if coarse else None
+    found = vocab_head(x, weight, candidates, rough, config=Config(16, 32, 1))
+    torch.testing.assert_close(found, reference(x, weight, candidates, rough), **TOLERANCE[dtype])
+
+
 @settings(max_examples=15)
 @given(
     rows=st.integers(1, 8), inputs=st.integers(1, 80), vocabulary=st.integers(1, 150), seed=st.integers(0, 99)
