@@ -91,14 +91,14 @@ def block_attention(
 def _check(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> None:
     batch, heads, queries, size = q.shape
     grouped = k.shape == v.shape and k.shape[0] == batch and heads % k.shape[1] == 0 and k.shape[3] == size
-    if not grouped or size not in HEAD_SIZES or {q.stride(3), k.stride(3), v.stride(3)} != {1}:
+    if not grouped or size not in HEAD_SIZES or any(t.stride(3) != 1 for t in (q, k, v)):
         raise ValueError(f"block_attention takes q [B, H, Tq, D], k and v [B, G, Tk, D] with H a multiple of G, D of"
                          f" {HEAD_SIZES} and of stride 1, not {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
                          f" of strides {q.stride()}, {k.stride()}, {v.stride()}")  # fmt: skip
     if q.dtype not in DTYPES or {q.dtype, k.dtype, v.dtype} != {q.dtype}:
         raise ValueError(f"block_attention takes one of {DTYPES}, not {q.dtype}, {k.dtype} and {v.dtype}")
     lists, made_for = tuple(blocks.index.shape[:2]), (blocks.queries, blocks.keys)
-    if made_for != (queries, k.shape[2]) or lists[0] not in {1, batch} or lists[1] not in {1, heads}:
+    if made_for != (queries, k.shape[2]) or lists[0] not in (1, batch) or lists[1] not in (1, heads):
         raise ValueError(f"these blocks are for {made_for} queries and keys of {lists} batches and heads, not for"
                          f" {tuple(q.shape)} and {k.shape[2]} keys")  # fmt: skip
 

@@ -38,7 +38,7 @@ def compact(
         )
         out = index, torch.empty(rows, dtype=torch.int32, device=mask.device)
     index, count = out
-    if index.ndim != 2 or len(index) != rows or count.shape != (rows,):
+    if index.ndim != 2 or index.shape[0] != rows or count.shape != (rows,):
         raise ValueError(
             f"compact takes an index [{rows}, capacity] and a count [{rows}], not {tuple(index.shape)} and"
             f" {tuple(count.shape)}"

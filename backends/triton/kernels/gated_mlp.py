@@ -150,8 +150,8 @@ def reference(
 
 @triton.jit(do_not_specialize=["blocks"])
 def _gated_hidden(
-    x, gate_weight, up_weight, norms, thresholds, chosen, chosen_counts, hidden, units, counts, kept_rows, zeros, arrived,
-    inputs, neurons, blocks, stride_x, stride_i,
+    x, gate_weight, up_weight, norms, thresholds, chosen, chosen_counts, hidden, units, counts, kept_rows, zeros,
+    arrived, inputs, neurons, blocks, stride_x, stride_i,
     ROWS: tl.constexpr, BLOCK_B: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip

@@ -106,7 +106,7 @@ def grouped_linear(
     """Launch. Raises ValueError for what the kernel does not take."""
     _demand(x, weight, order, offsets, pair_weight)
     experts, outputs, inputs = weight.shape
-    pairs = len(x) if order is None else len(order)
+    pairs = (x if order is None else order).shape[0]
     out = x.new_empty(pairs, outputs)
     if out.numel() == 0:
         return out
@@ -144,7 +144,7 @@ def _demand(
         raise ValueError(
             f"grouped_linear takes contiguous rows, not strides {x.stride()} and {weight.stride()}"
         )
-    pairs = len(x) if order is None else len(order)
+    pairs = (x if order is None else order).shape[0]
     lists = {"order": (order, torch.int32, pairs), "offsets": (offsets, torch.int32, len(weight) + 1)}
     lists["pair_weight"] = pair_weight, torch.float32, pairs
     for name, (found, dtype, size) in lists.items():

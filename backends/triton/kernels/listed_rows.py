@@ -1,4 +1,4 @@
-"""The second half of a gated MLP's hidden values: rows of `up` for the neurons that are kept, and what `down` has to read.
+"""The second half of a gated MLP's hidden values: rows of `up` for the neurons that are kept, and what `down` reads.
 
     listed_rows(x, acted, kept, weight, norm, gate, bias=None) -> (h, Kept)
     h = acted * (weight @ x + bias) for the neurons that are listed, 0 for the others

@@ -28,7 +28,7 @@ class Kept:
     rows:   int32 [B, blocks], the same of each row alone
     arrived: int32 [blocks * block], zeros for the programs of a consumer to count themselves by, left as zeros again
     count:  how many units there are; the last block may have fewer than the others
-    offered: int32 [blocks], how many of them an earlier gate left, where there was one: the guard's fraction is of those
+    offered: int32 [blocks], how many of them an earlier gate left, where there is one: the guard's fraction is of those
     """
 
     units: Tensor

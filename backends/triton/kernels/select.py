@@ -124,7 +124,8 @@ def _launch(
         x, added, weight, norm, gate, emphasis, total, out, kept.units, kept.counts, kept.rows, kept.arrived,
         kept.count, len(kept.counts), x.stride(0), epsilon,
         ROWS=rows, BLOCK_B=triton.next_power_of_2(rows), BLOCK=kept.block,
-        WHOLE=triton.next_power_of_2(kept.count) if kind == "norm" else 1, KIND=kind, ACTIVATION=activation, num_warps=4,
+        WHOLE=triton.next_power_of_2(kept.count) if kind == "norm" else 1, KIND=kind, ACTIVATION=activation,
+        num_warps=4,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ To skip by lists is worth their launch: where a kernel masks rows of weights out
 2024), masked ones cost instructions. On an H100 one that masks everything takes over half of a dense one's time.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,7 +34,8 @@ from srrc.ops.vocab_head import SCALE_BLOCK
 class Config:
     """How a launch is cut: channels and outputs at once, and Triton's own.
 
-    dot: by tensor cores, which take 16 rows at once; several rows always are
+    dot:   by tensor cores, which take 16 rows at once; several rows always are
+    block: channels of a list, for whoever makes the lists: a program has one, for so many outputs
     """
 
     block_k: int
@@ -42,17 +43,25 @@ class Config:
     num_warps: int
     num_stages: int
     dot: bool = True
+    block: int = 256
 
 
-def configs(rows: int) -> tuple[Config, ...]:
-    """The space worth searching, beside the size of the lists' blocks: enough in flight for each multiprocessor."""
+def configs(rows: int, inputs: int, outputs: int) -> tuple[Config, ...]:
+    """The space worth searching: enough in flight for each multiprocessor, in some hundreds of programs."""
     several = (Config(32, 256, 4, 4), Config(32, 128, 4, 4), Config(32, 128, 4, 6))
-    return several if rows > 1 else (*several, Config(16, 512, 4, 3, dot=False))
+    shapes = several if rows > 1 else (*several, Config(16, 512, 4, 3, dot=False))
+    found = []
+    for config in (replace(shape, block=block) for block in (128, 256, 512, 1024) for shape in shapes):
+        programs = -(-inputs // config.block) * -(-outputs // config.block_n)
+        if 120 <= programs <= 2400 or config.block == 256:
+            found.append(config)
+    return tuple(found)
 
 
-def default_config(outputs: int) -> Config:
-    """What is good where nothing was measured."""
-    return Config(32, 256, 4, 4) if outputs > 4096 else Config(32, 128, 4, 6)
+def default_config(inputs: int, outputs: int) -> Config:
+    """What is good where nothing was measured: lists of 256 channels, or larger ones where there are programs enough."""
+    block = 512 if inputs > 8192 or outputs > 8192 else 256
+    return Config(32, 256, 4, 4, block=block) if outputs > 4096 else Config(32, 128, 4, 6, block=block)
 
 
 def sparse_linear(
@@ -75,7 +84,7 @@ def sparse_linear(
             f"sparse_linear takes 1 to {MAX_ROWS} rows, lists of their channels and a weight by input, not"
             f" {tuple(x.shape)}, lists of {kept.count} and strides {weight.stride()}"
         )
-    config = config or default_config(outputs)
+    config = config or default_config(inputs, outputs)
     if kept.block % config.block_k:
         raise ValueError(f"lists in blocks of {kept.block} cannot be read {config.block_k} at a time")
     by_channel = scale is not None and scale.dim() == 2

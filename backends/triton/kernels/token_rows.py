@@ -47,13 +47,13 @@ def default_config(rows: int, width: int) -> Config:
 def gather(x: Tensor, index: Tensor, count: Tensor, *, config: Config | None = None) -> Tensor:
     """Launch. Raises ValueError for what the kernel does not take."""
     _demand("gather", x, index, count)
-    out = x.new_empty(len(index), x.shape[1])
+    out = x.new_empty(index.shape[0], x.shape[1])
     if out.numel() == 0:
         return out
     config = config or default_config(*out.shape)
-    grid = (triton.cdiv(len(index), config.block_t), triton.cdiv(x.shape[1], config.block_h))
+    grid = (triton.cdiv(index.shape[0], config.block_t), triton.cdiv(x.shape[1], config.block_h))
     wrap_triton(_gather)[grid](
-        x, index, count, out, len(index), x.shape[1], x.stride(0),
+        x, index, count, out, index.shape[0], x.shape[1], x.stride(0),
         BLOCK_T=config.block_t, BLOCK_H=config.block_h, num_warps=config.num_warps,
     )  # fmt: skip
     return out
@@ -70,17 +70,17 @@ def scatter(
 ) -> Tensor:
     """Launch, and return base. Raises ValueError for what the kernel does not take."""
     _demand("scatter", base, index, count)
-    if rows.shape != (len(index), base.shape[1]) or rows.dtype != base.dtype or rows.stride(-1) != 1:
+    if rows.shape != (index.shape[0], base.shape[1]) or rows.dtype != base.dtype or rows.stride(-1) != 1:
         raise ValueError(
-            f"scatter takes rows {(len(index), base.shape[1])} of {base.dtype} that are contiguous, not"
+            f"scatter takes rows {(index.shape[0], base.shape[1])} of {base.dtype} that are contiguous, not"
             f" {tuple(rows.shape)} of {rows.dtype}, strides {rows.stride()}"
         )
     if rows.numel() == 0:
         return base
     config = config or default_config(*rows.shape)
-    grid = (triton.cdiv(len(index), config.block_t), triton.cdiv(base.shape[1], config.block_h))
+    grid = (triton.cdiv(index.shape[0], config.block_t), triton.cdiv(base.shape[1], config.block_h))
     wrap_triton(_scatter)[grid](
-        base, rows, index, count, len(index), base.shape[1], base.stride(0), rows.stride(0),
+        base, rows, index, count, index.shape[0], base.shape[1], base.stride(0), rows.stride(0),
         ADD=add, BLOCK_T=config.block_t, BLOCK_H=config.block_h, num_warps=config.num_warps,
     )  # fmt: skip
     return base

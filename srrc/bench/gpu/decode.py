@@ -17,7 +17,7 @@ from torch import Tensor
 
 from srrc.bench.gpu.decode_linears import Calibrating, Dense, Linears, Sparse
 from srrc.bench.gpu.record import Check, Measurement
-from srrc.bench.gpu.sparse_linear import best_launch
+from srrc.bench.gpu.sparse_linear import best_config
 from srrc.bench.gpu.timing import milliseconds
 
 NAME = "decode"
@@ -201,7 +201,7 @@ def measurements() -> Iterator[Measurement]:
     _by_input(model)
     torch.compiler.reset()
     several = {shape.linears[i]: [weights[i] for weights in model.weights[:8]] for i in range(4)}
-    sparse = Sparse(shape.linears, {size: best_launch(weights, 1) for size, weights in several.items()})
+    sparse = Sparse(shape.linears, {size: best_config(weights, 1) for size, weights in several.items()})
     layer, last = torch.compile(make_layer(shape, sparse)), torch.compile(make_head(sparse))
     for dropped, level in levels.items():
         for gate, value in zip((*chain(*model.gates), model.head[1]), level, strict=True):

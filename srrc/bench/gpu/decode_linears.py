@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srrc.backends.triton.kernels.select import select, select_act, select_norm
-from srrc.backends.triton.kernels.sparse_linear import sparse_linear
-from srrc.bench.gpu.sparse_linear import Launch, default_launch
+from srrc.backends.triton.kernels.sparse_linear import Config, default_config, sparse_linear
 
 EPSILON = 1e-5
 
@@ -76,10 +75,10 @@ class Calibrating(Dense):
 class Sparse:
     """The kernels, as ops that Inductor sees through."""
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], found: Mapping[tuple[int, int], Launch]) -> None:
+    def __init__(self, shapes: Sequence[tuple[int, int]], found: Mapping[tuple[int, int], Config]) -> None:
         """shapes: (inputs, outputs) of each linear."""
         self.ones = [torch.ones(inputs, device="cuda") for inputs, _ in shapes]
-        self.ops = [_Ops(found.get(shape) or default_launch(*shape)) for shape in shapes]
+        self.ops = [_Ops(found.get(shape) or default_config(*shape)) for shape in shapes]
 
     def normed(
         self, which: int, stream: Tensor, added: Tensor, weight: Tensor, gate: Tensor
@@ -99,8 +98,8 @@ class Sparse:
 class _Ops:
     """One linear's ops: its lists, and the linear over them."""
 
-    def __init__(self, launch: Launch) -> None:
-        block, config = launch.block, launch.config
+    def __init__(self, config: Config) -> None:
+        block = config.block
 
         def plain(x: Tensor, weight: Tensor, ones: Tensor, gate: Tensor) -> Tensor:
             return sparse_linear(x, select(x, ones, gate, block=block), weight, config=config)

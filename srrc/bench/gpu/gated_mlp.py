@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from srrc.backends.triton.kernels import lists
-from srrc.backends.triton.kernels.gated_mlp import Config, configs, gated_mlp, reference
+from srrc.backends.triton.kernels.gated_mlp import Config, configs, gated_hidden, gated_mlp, reference
 from srrc.backends.triton.kernels.lists import Kept
 from srrc.bench.gpu.record import Check, Measurement, check
 from srrc.bench.gpu.timing import copies, milliseconds

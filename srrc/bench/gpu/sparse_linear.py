@@ -1,7 +1,6 @@
 """The channel-sparse linear against cuBLAS's dense one, at shapes of Llama-3-8B and SmolLM2-135M."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
@@ -15,7 +14,6 @@ from srrc.backends.triton.kernels.select import select
 from srrc.backends.triton.kernels.sparse_linear import (
     Config,
     configs,
-    default_config,
     reference,
     sparse_linear,
 )
@@ -32,19 +30,6 @@ SHAPES = {
 }
 SHAPES |= {"SmolLM2 gate, up": (576, 3072), "SmolLM2 down": (1536, 576)}
 """(inputs, outputs)"""
-
-
-@dataclass(frozen=True)
-class Launch:
-    """Channels of a list, and the kernel's own."""
-
-    block: int
-    config: Config
-
-
-def default_launch(inputs: int, outputs: int) -> Launch:
-    """Lists of 256 channels, or larger ones where there are enough programs without."""
-    return Launch(512 if inputs > 8192 or outputs > 8192 else 256, default_config(outputs))
 
 
 def by_input(outputs: int, inputs: int, dtype: torch.dtype) -> Tensor:
@@ -105,7 +90,7 @@ def measurements() -> Iterator[Measurement]:
                 "cuBLAS, by input": milliseconds([partial(F.linear, dense_x, w) for w in weights]),
             }
             del by_row
-            best = best_launch(weights, rows)
+            best = best_config(weights, rows)
             for kept in (1.0, 0.75, 0.5, 0.35):
                 x = masked(rows, inputs, kept, torch.bfloat16)
                 ms = _time(x, weights, best)
@@ -122,20 +107,14 @@ def measurements() -> Iterator[Measurement]:
         yield Measurement(NAME, f"{name}, lists alone", ms, bytes=10.0 * inputs)
 
 
-def best_launch(weights: list[Tensor], rows: int) -> Launch:
-    """The quickest where half of the channels are kept; with some dozens to several hundred programs a tile's row."""
+def best_config(weights: list[Tensor], rows: int) -> Config:
+    """The quickest where half of the channels are kept."""
     outputs, inputs = weights[0].shape
     x = masked(rows, inputs, 0.5, torch.bfloat16)
-    found = {}
-    for block, config in product((128, 256, 512, 1024), configs(rows)):
-        programs = -(-inputs // block) * -(-outputs // config.block_n)
-        if 120 <= programs <= 2400 or block == 256:
-            launch = Launch(block, config)
-            found[launch] = _time(x, weights, launch)
-    return min(found, key=lambda launch: found[launch])
+    found = {config: _time(x, weights, config) for config in configs(rows, inputs, outputs)}
+    return min(found, key=lambda config: found[config])
 
 
-def _time(x: Tensor, weights: list[Tensor], launch: Launch) -> float:
-    chosen = nonzero(x, launch.block)
-    calls = [partial(sparse_linear, x, chosen, w, config=launch.config) for w in weights]
-    return milliseconds(calls)
+def _time(x: Tensor, weights: list[Tensor], config: Config) -> float:
+    chosen = nonzero(x, config.block)
+    return milliseconds([partial(sparse_linear, x, chosen, w, config=config) for w in weights])

@@ -1,0 +1,75 @@
+"""srr_triton::vocab_head: as srr::vocab_head, for 1 to 8 rows, by kernels; nothing waits for the device.
+
+Where every logit is exact (`whole`), the lists of channels are empty, so that nothing coarse is read, and every token is
+a candidate.
+"""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from srrc.backends.triton.kernels.select import select
+from srrc.backends.triton.kernels.sparse_linear import sparse_linear
+from srrc.backends.triton.kernels.vocab_head import Config, configs, default_config
+from srrc.backends.triton.kernels.vocab_head import vocab_head as exact_logits
+from srrc.backends.triton.ops.channel_linear import config_for
+from srrc.backends.triton.tune import key, lookup
+from srrc.ops.vocab_head import rotate
+
+NAME = "vocab_head"
+
+
+def head_config_for(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Config:
+    """How exact logits are computed: as measured on this card, or by default."""
+    default = default_config(rows, dtype)
+    return lookup(head_key(rows, vocabulary, dtype), configs(rows), default, device)
+
+
+def head_key(rows: int, vocabulary: int, dtype: torch.dtype) -> str:
+    """What `tune` keeps its configuration under."""
+    return key(NAME, rows=rows, vocabulary=vocabulary, dtype=dtype)
+
+
+def vocab_head(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rotation: Tensor,
+    mean: Tensor,
+    coarse: Tensor,
+    coarse_scale: Tensor | None,
+    coarse_bias: Tensor,
+    norm: Tensor,
+    gate: Tensor,
+    counters: Tensor,
+    exact: int,
+) -> Tensor:
+    """Raises ValueError for what the kernels do not take; `lower.py` asks before."""
+    rows = x.reshape(-1, x.shape[-1])
+    (batch, inputs), vocabulary = rows.shape, len(weight)
+    y = rotate(rows, rotation, mean)
+    config = config_for(batch, inputs, vocabulary, coarse.dtype, x.device)
+    kept = select(y, norm, gate, block=config.block)
+    failed = kept.rows.sum(1) < gate[1] * inputs
+    number = kept.counts.sum()
+    whole = failed.any() | (number == inputs)
+    read = dataclasses.replace(kept, counts=torch.where(whole, 0, kept.counts))
+    rough = sparse_linear(y, read, coarse, coarse_scale, coarse_bias, config=config)
+    odd = rough.isnan().any(-1) & ~whole
+    whole = whole | odd.any()
+    candidates = whole.expand(rough.shape)
+    if exact > 0:
+        last = rough.topk(min(exact, vocabulary), sorted=False).values.amin(-1, keepdim=True)
+        candidates = (rough >= last) | whole
+    logits = exact_logits(
+        rows, weight, candidates.contiguous(), rough, bias=bias, config=head_config_for(batch, vocabulary, x.dtype, x.device)
+    )  # fmt: skip
+    offered = batch * inputs
+    executed = torch.where(whole, offered, number * batch)
+    told = (torch.full_like(executed, offered), executed, failed.sum() + odd.sum(), torch.where(whole, 0, batch))
+    counters += torch.stack(told)
+    return logits.reshape(*x.shape[:-1], vocabulary)
+
+
+op = torch.library.triton_op("srr_triton::vocab_head", vocab_head, mutates_args={"counters"})

@@ -1,0 +1,219 @@
+"""Which launch configuration of a kernel is the quickest on a card: measured once, and kept in the user's cache.
+
+    chosen = lookup(key("sparse_linear", rows=1, inputs=4096, ...), configs(1), default, device)    never measures
+    chosen = tune(key(...), configs(1), default, device, lambda config: lambda: launch(config))      does, once
+
+A kernel's space is a handful of configurations that an engineer found worth it, not all that compile: each costs a
+compilation of seconds at its first use, and of many that are close the luckiest would be chosen, not the best.
+What is quickest changes with the card and with what Triton makes of the source, so each pair of them has a file of its
+own, `CARD-CAPABILITY-triton-VERSION.json`, and in it each kernel with the sizes and dtypes that decide its launch:
+
+    {KEY: {"config": {"block_k": 32, ...}, "milliseconds": 0.031, "of": {CONFIGURATION: milliseconds, or null}}}
+
+with null for a configuration that does not run. Processes do not wait for one another: each renames a whole file into
+place, and a record that is lost when two do so at once is measured again.
+"""
+
+import contextlib
+import json
+import logging
+import re
+import statistics
+import threading
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+import triton
+
+from srrc.paths import cache_folder, cache_root
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+log = logging.getLogger("srrc.cache")
+
+Config = TypeVar("Config", bound="DataclassInstance")
+Call = Callable[[], object]
+
+ROUNDS = 5
+"""Times that each configuration is measured, after one that warms."""
+
+LAUNCHES = 10
+"""Launches of one measurement."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured: the quickest configuration's fields, its time, and the time of each, None where it failed."""
+
+    config: Mapping[str, object]
+    milliseconds: float
+    of: Mapping[str, float | None]
+
+
+@dataclass
+class _Known:
+    """A card's records by key, and the file that new ones are kept in; None where that cannot be written."""
+
+    records: dict[str, Record]
+    path: Path | None
+
+
+_lock = threading.Lock()
+_cards: dict[str, _Known] = {}
+_measuring = threading.Lock()
+"""Held while one thread measures, as two would slow each other; `lookup` does not wait for it."""
+
+
+def key(kernel: str, **facts: object) -> str:
+    """A record's key: "sparse_linear rows=1 dtype=bfloat16", in the order given. A symbolic size finds no record."""
+    return f"{kernel} {_words(facts)}"
+
+
+def lookup(kernel_key: str, space: Sequence[Config], default: Config, device: torch.device) -> Config:
+    """What was chosen for a card of this kind; `default` where nothing was, or what the space lacks by now.
+
+    Raises nothing and asks the device for no more than its name, so that an op may call it while it is traced.
+    """
+    card = _card(device)
+    record = None if card is None else _known(card).records.get(kernel_key)
+    return default if record is None else _chosen(record, space, default)
+
+
+def tune(
+    kernel_key: str,
+    space: Sequence[Config],
+    default: Config,
+    device: torch.device,
+    run: Callable[[Config], Call],
+    *,
+    timer: Callable[[Call], float] | None = None,
+) -> Config:
+    """Measure the whole space, unless all of it was measured before; the quickest, and of equals the first.
+
+    run:   makes the call that launches with a configuration. Where it or the call raises, for want of shared memory
+           perhaps, the configuration is left out; where all do, `default` stays, and nothing is kept.
+    timer: milliseconds of a call; `events` by default. Launches go to the current device, which must be `device`.
+    """
+    card = _card(device)
+    if card is None:
+        return default
+    with _measuring:
+        record = _known(card).records.get(kernel_key)
+        if record is None or not _covers(record, space):
+            record = _measured(space, run, timer or events)
+            if record is None:
+                log.warning("no configuration of %s runs: the default stays", kernel_key)
+                return default
+            log.info("%s: %s", kernel_key, _words(record.config))
+            _keep(card, kernel_key, record)
+    return _chosen(record, space, default)
+
+
+def events(call: Call) -> float:
+    """The median milliseconds of a launch on the current device.
+
+    More than a cache holds is written before each launch: a model reads its weights from memory too. The launch is
+    queued meanwhile, so that Python's share of it does not count.
+    """
+    wiped = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
+    pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(LAUNCHES)]  # type: ignore[no-untyped-call]
+    for start, end in pairs:
+        wiped.zero_()
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return float(statistics.median(start.elapsed_time(end) for start, end in pairs))
+
+
+def _measured(
+    space: Sequence[Config], run: Callable[[Config], Call], timer: Callable[[Call], float]
+) -> Record | None:
+    """Configurations take turns, so that a clock that falls slows all alike; medians pass over what slows one."""
+    calls: dict[int, Call] = {}
+    times: dict[int, list[float]] = {at: [] for at in range(len(space))}
+    for _ in range(1 + ROUNDS):  # the first compiles, and is not counted
+        for at in list(times):
+            try:
+                if at not in calls:
+                    calls[at] = run(space[at])
+                times[at].append(timer(calls[at]))
+            except Exception as error:  # noqa: BLE001 (compilers and drivers raise what they like)
+                log.info("%s is left out: %r", _words(asdict(space[at])), error)
+                del times[at]
+    if not times:
+        return None
+    medians = {at: statistics.median(each[1:]) for at, each in times.items()}
+    best = min(medians, key=lambda at: (medians[at], at))
+    of = {_words(asdict(config)): medians.get(at) for at, config in enumerate(space)}
+    return Record(asdict(space[best]), medians[best], of)
+
+
+def _chosen(record: Record, space: Sequence[Config], default: Config) -> Config:
+    return next((config for config in space if asdict(config) == record.config), default)
+
+
+def _covers(record: Record, space: Sequence[Config]) -> bool:
+    """Whether the record's choice is in the space, and was made among all of it."""
+    words = {_words(asdict(config)) for config in space}
+    return _words(record.config) in words and words <= set(record.of)
+
+
+def _words(facts: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={str(value).removeprefix('torch.')}" for name, value in facts.items())
+
+
+def _card(device: torch.device) -> str | None:
+    """The name of a card's file; None for a device that is none, or that cannot be asked."""
+    if device.type != "cuda":
+        return None
+    try:
+        card = torch.cuda.get_device_properties(device)
+        name = f"{card.name} {card.major}.{card.minor} triton {triton.__version__}"
+    except Exception:  # noqa: BLE001 (a build without CUDA, a forked process, a driver: each raises its own)
+        return None
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()) + ".json"
+
+
+def _known(card: str) -> _Known:
+    """What is known of a card, from its file at first."""
+    with _lock:
+        if card not in _cards:
+            path = cache_root() / "triton" / card
+            _cards[card] = _Known(_read(path, logging.WARNING), path)
+        return _cards[card]
+
+
+def _read(path: Path, level: int) -> dict[str, Record]:
+    """The records of a file. One that cannot be read is as good as none: its kernels are measured again."""
+    try:
+        entries = json.loads(path.read_text("utf-8")).items() if path.exists() else ()
+        return {at: Record(dict(e["config"]), float(e["milliseconds"]), dict(e["of"])) for at, e in entries}
+    except (OSError, ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
+        log.log(level, "%s holds no launch configurations and is ignored: %r", path, error)
+        return {}
+
+
+def _keep(card: str, kernel_key: str, record: Record) -> None:
+    """Add a record to the process's and, beside what other processes wrote meanwhile, to the file."""
+    known = _known(card)
+    with _lock:
+        known.records[kernel_key] = record
+        if known.path is None:
+            return
+        temporary = known.path.with_name(f".{card}.{uuid.uuid4().hex[:12]}")
+        try:
+            cache_folder("triton")
+            records = _read(known.path, logging.DEBUG) | {kernel_key: record}
+            temporary.write_text(json.dumps({name: asdict(each) for name, each in records.items()}, indent=1))
+            temporary.replace(known.path)
+        except OSError as error:  # a CacheError too
+            log.warning("launch configurations are kept for this process alone: %s", error)
+            known.path = None
+            with contextlib.suppress(OSError):
+                temporary.unlink()
