@@ -53,6 +53,25 @@ def compile_region(
     return call_and_count
 
 
+def compile_on_card(
+    module: fx.GraphModule, inputs: Sequence[object], fake_mode: FakeTensorMode, *, cuda_graphs: bool
+) -> Callable[..., Any]:
+    """Compile a whole graph for a GPU; as `compile_region`, but that Inductor may replay it as a CUDA graph.
+
+    For that it has to know which inputs stay where they are: parameters, static caches, what the graph holds itself. It
+    reads it off a graph of Dynamo's, and takes for one what carries these marks.
+    """
+    module.meta["dynamo_compile_id"] = None
+    module._param_name_to_source = {}  # type: ignore[assignment]
+    for node in module.graph.find_nodes(op="placeholder"):
+        node._dynamo_source = None  # noqa: SLF001
+    without_cache = functorch_config.patch(enable_autograd_cache=False)
+    with tracing(TracingContext(fake_mode)), torch.no_grad(), without_cache:
+        values: list[Any] = [_resolved(value) for value in inputs]
+        patches = {"triton.cudagraphs": True} if cuda_graphs else {}
+        return cast("Callable[..., Any]", compile_fx(module, values, config_patches=patches))
+
+
 def _stands_alone(metadata: ViewAndMutationMeta) -> bool:
     """Whether Inductor's code is all of a region, but for the versions of inputs that it writes to.
 

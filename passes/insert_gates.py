@@ -4,8 +4,8 @@ Each gate gets its own small tensors, held by the graph: the record it decides b
 A budget is set by writing to the records, so changing it recompiles nothing. What is not gated says why.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from torch import fx
 from torch._subclasses import FakeTensorMode
@@ -41,11 +41,13 @@ class InsertGates:
 
     source: None where nothing may be gated (no budget was asked for)
     levels: the options' routing levels
+    refused: kinds that the backend has no gates for, and why
     """
 
     source: GateSource | None
     levels: frozenset[str]
     fake_mode: FakeTensorMode
+    refused: Mapping[str, Reason] = field(default_factory=dict)
     name: str = "insert_gates"
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
@@ -75,6 +77,8 @@ class InsertGates:
             return Reason.NOT_GATED_YET
         if self.source is None:
             return Reason.NO_BUDGET
+        if pathway.kind in self.refused:
+            return self.refused[pathway.kind]
         level, ids, _ = GATED[pathway.kind]
         if level not in self.levels:
             return Reason.LEVEL_OFF

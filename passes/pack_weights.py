@@ -58,7 +58,8 @@ class PackWeights:
             if not owns_storage(weight):
                 context.refusals.append(Refusal(context.fqns[node.name], "channel", Reason.SHARED_STORAGE))
             elif _tell_dynamo(node, weight):
-                left.append((weight.data_ptr(), weight.data_ptr() + weight.nbytes))
+                if weight.device.type == "cpu":
+                    left.append((weight.data_ptr(), weight.data_ptr() + weight.nbytes))
                 pack_input_major(weight)
                 if sum(end - start for start, end in left) > _AT_A_TIME:
                     release(left)
@@ -79,7 +80,8 @@ def pack_input_major(weight: torch.Tensor) -> None:
 def owns_storage(weight: torch.Tensor) -> bool:
     """True where `weight` is all of its storage and no other process maps it: then its layout is ours to choose."""
     storage = weight.untyped_storage()
-    return storage.nbytes() == weight.numel() * weight.element_size() and not storage.is_shared()
+    shared = weight.device.type == "cpu" and storage.is_shared()  # memory of a card always says that it is
+    return storage.nbytes() == weight.numel() * weight.element_size() and not shared
 
 
 def gated_linears(pathways: Sequence[Pathway], source: GateSource) -> list[Linear]:

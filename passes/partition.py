@@ -48,6 +48,8 @@ class Region:
         for index, node in enumerate(self.inputs):
             copies[node] = graph.placeholder(f"arg{index}")
             copies[node].meta = dict(node.meta)
+            if node.op == "get_attr":  # as Dynamo marks what stays the same tensor from call to call
+                copies[node].meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
         for node in self.nodes:
             copies[node] = graph.node_copy(node, copies.__getitem__)
         graph.output(tuple(copies[node] for node in self.outputs))

@@ -79,9 +79,12 @@ def _unfit(example_inputs: Sequence[Any]) -> Refusal | None:
         return Refusal(
             "graph", "graph", Reason.AUTOGRAD, "call it under torch.no_grad() to compile it for inference"
         )
+    devices = {
+        str(e.device) for e in example_inputs if isinstance(e, torch.Tensor) and (e.dim() or e.is_cuda)
+    }
+    if len(devices) > 1 or any(device.split(":")[0] not in {"cpu", "cuda"} for device in devices):
+        return Refusal("graph", "graph", Reason.OTHER_DEVICE, f"inputs are on {', '.join(sorted(devices))}")
     for example in example_inputs:
-        if isinstance(example, torch.Tensor) and example.device.type != "cpu":
-            return Refusal("graph", "graph", Reason.NOT_CPU, f"an input is on {example.device}")
         if isinstance(example, torch.Tensor) and is_traceable_wrapper_subclass(example):
             return Refusal(
                 "graph", "graph", Reason.UNSUPPORTED_DTYPE, f"an input is a {type(example).__name__}"

@@ -15,11 +15,12 @@ from torch._subclasses import FakeTensorMode
 
 from srrc.backends.cpu.build import ensure_built
 from srrc.backends.cpu.lower import LowerDense
-from srrc.backends.inductor import compile_region
+from srrc.backends.inductor import compile_on_card, compile_region
+from srrc.backends.triton import card
 from srrc.dump import stage_writer, write_result
 from srrc.errors import OptionError, SrrError
 from srrc.gated_calls import Values, branch_calls, gated_calls
-from srrc.options import dense
+from srrc.options import Options, dense
 from srrc.passes.base import Pass
 from srrc.passes.capture import fake_mode_of, parameter_names, placeholders
 from srrc.passes.context import Context
@@ -52,6 +53,10 @@ from srrc.runtime.specialisations import Signature
 
 log = logging.getLogger("srrc.cache")
 
+NOT_ON_CARDS = {"residual": Reason.WAITS_FOR_THE_HOST}
+"""Kinds of pathway without gates on a GPU. To leave a branch out there, the host must read the gate's decision: the
+card runs dry meanwhile, twice in each layer, and no CUDA graph can hold it."""
+
 
 @dataclass(frozen=True)
 class Capture:
@@ -61,6 +66,7 @@ class Capture:
     fqns:     placeholder name -> name of the parameter or buffer
     weights:  the same placeholders -> the tensors, held weakly
     symbols:  the graph's symbolic sizes -> position of the argument that holds each
+    device:   where it runs
     """
 
     gm: fx.GraphModule
@@ -69,6 +75,7 @@ class Capture:
     symbols: Mapping[sympy.Symbol, int]
     fake_mode: FakeTensorMode
     gate_store: GateStore
+    device: torch.device
 
     @property
     def tokens(self) -> tuple[int, int] | None:
@@ -95,7 +102,9 @@ def capture(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Capture:
         value = node.meta.get("example_value")
         if isinstance(value, torch.SymInt) and isinstance(value.node.expr, sympy.Symbol):
             symbols.setdefault(value.node.expr, position)
-    return Capture(gm, fqns, weights, symbols, fake_mode_of(gm), GateStore())
+    on_card = (e.device for e in example_inputs if isinstance(e, torch.Tensor) and e.is_cuda)
+    device = next(on_card, torch.device("cpu"))
+    return Capture(gm, fqns, weights, symbols, fake_mode_of(gm), GateStore(device), device)
 
 
 def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., Any]:
@@ -108,6 +117,10 @@ def compile_capture(captured: Capture, graph: CompiledGraph) -> Callable[..., An
         raise OptionError(NO_PROFILE)
     weights = captured.living_weights()
     source = None if profile is None else gate_source(profile, captured.fqns, weights)
+    refusal = None if source is None or captured.device.type == "cpu" else card.unfit(captured.device)
+    if refusal is not None:
+        fall_back(graph, refusal)
+        source = None
     first = _specialise(captured, graph, source, {})
     run = _dispatch(captured, graph, source, first)
     if profile is None or not graph.gates:
@@ -160,14 +173,16 @@ def _specialise(
     """Run the passes, compile each different region once, and generate the driver."""
     fake_mode = captured.fake_mode
     context = Context(graph.options, dict(captured.fqns), gate_store=captured.gate_store, sizes=dict(sizes))
-    passes: list[Pass] = [Normalise(), FindPathways(), InsertGates(source, graph.options.levels, fake_mode)]
+    on_card = captured.device.type == "cuda"
+    gating = InsertGates(source, graph.options.levels, fake_mode, NOT_ON_CARDS if on_card else {})
+    passes: list[Pass] = [Normalise(), FindPathways(), gating]
     passes += [] if source is None else [PackWeights(source, fake_mode)]
-    passes += [LowerDense(fake_mode)] if ensure_built() else []
-    passes += [] if source is None else [Enclose(fake_mode)]
+    passes += _lower_to_card(graph, source) if on_card else _lower_to_cpu(source, fake_mode)
     observe = stage_writer(graph.options.dump_dir, graph)
     gm = run_passes(passes, fx.GraphModule(captured.gm, copy_graph(captured.gm.graph)), context, observe)
-    regions = partition(gm, region_cuts(gm.graph, context.pathways))
-    compiled = _compile_regions(gm, regions, fake_mode)
+    # A card is fed by one call: between regions it would wait for Python, and a CUDA graph is of all or nothing.
+    regions = partition(gm, () if on_card else region_cuts(gm.graph, context.pathways))
+    compiled = _compile_regions(gm, regions, captured, graph.options)
     log.info("%d regions, %d compiled", len(regions), len(set(map(id, compiled))))
     pairs = zip(compiled, regions, strict=True)
     driver = build_driver(gm, [Step(run, r.inputs, r.outputs, r.condition) for run, r in pairs])
@@ -175,23 +190,39 @@ def _specialise(
     graph.pathways, graph.refusals = context.pathways, context.refusals
     graph.output = drifting_output(gm, context.pathways)
     graph.add_gates(context.gates)
-    if context.gates:
+    if context.gates and not on_card:
         values = Values(gm, captured.living_weights(), sizes)
         branches = branch_calls(context.gates, values, [*zip(regions, compiled, strict=True)])
         measured = gate_times(gated_calls(context.gates, values)) | branch_times(branches, context.gates)
         graph.times = {**graph.times, **measured}
     release(())  # compiling leaves as much in the allocator's arenas as a small model weighs
-    use_huge_pages([*captured.living_weights().values(), *gm.buffers()])
+    if not on_card:
+        use_huge_pages([*captured.living_weights().values(), *gm.buffers()])
     return driver.run
 
 
+def _lower_to_cpu(source: GateSource | None, fake_mode: FakeTensorMode) -> list[Pass]:
+    dense: list[Pass] = [LowerDense(fake_mode)] if ensure_built() else []
+    return dense if source is None else [*dense, Enclose(fake_mode)]
+
+
+def _lower_to_card(graph: CompiledGraph, source: GateSource | None) -> list[Pass]:
+    """What stays dense is Inductor's."""
+    if source is None:
+        return []
+    from srrc.backends.triton.lower import LowerTriton  # Triton is not everywhere
+
+    return [LowerTriton(lambda refusal: fall_back(graph, refusal))]
+
+
 def _compile_regions(
-    gm: fx.GraphModule, regions: Sequence[Region], fake_mode: FakeTensorMode
+    gm: fx.GraphModule, regions: Sequence[Region], captured: Capture, options: Options
 ) -> list[Callable[..., Any]]:
     """Compile each different region once. Returns a callable for each region, in order.
 
     Where Inductor put guards on a region's symbols, they hold for that region's symbols alone: it is not shared.
     """
+    fake_mode = captured.fake_mode
     guards = fake_mode.shape_env.guards if fake_mode.shape_env is not None else []
     shared: dict[str, Callable[..., Any]] = {}
     compiled = []
@@ -199,21 +230,26 @@ def _compile_regions(
         run = shared.get(region.key)
         if run is None:
             before = len(guards)
-            run = _compile_region(gm, region, fake_mode)
+            run = _compile_region(gm, region, captured, options)
             if len(guards) == before:
                 shared[region.key] = run
         compiled.append(run)
     return compiled
 
 
-def _compile_region(gm: fx.GraphModule, region: Region, fake_mode: FakeTensorMode) -> Callable[..., Any]:
+def _compile_region(
+    gm: fx.GraphModule, region: Region, captured: Capture, options: Options
+) -> Callable[..., Any]:
     """What runs `region`: Inductor's code, or a gate itself where it stands alone, which needs no code around it."""
     node = region.nodes[0]
     if len(region.nodes) == 1 and node.target is torch.ops.srr.layer_gate.default:
         places = [region.inputs.index(argument) for argument in node.all_input_nodes]
         return lambda *arguments: (torch.ops.srr.layer_gate.default(*(arguments[at] for at in places)),)
     inputs = [each.meta["example_value"] for each in region.inputs]
-    return compile_region(region.module(gm), inputs, fake_mode)
+    module, fake_mode = region.module(gm), captured.fake_mode
+    if captured.device.type == "cuda":
+        return compile_on_card(module, inputs, fake_mode, cuda_graphs=options.cuda_graphs)
+    return compile_region(module, inputs, fake_mode)
 
 
 def _respecialise(

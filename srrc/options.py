@@ -44,6 +44,7 @@ class Options:
     feedback: fraction of the routed calls that also run dense, to measure drift and to move the plan, in [0, 1].
     context: name of the texts to come (a user, a domain): what is learned on them stays apart from other names'.
     history: a file that keeps what was learned on each kind of text, from one process to the next.
+    cuda_graphs: on a CUDA device, replay each graph as a CUDA graph, as Inductor's "triton.cudagraphs" does.
     strict: turn every fallback warning into an error.
     dump_dir: folder that receives each stage of the graph, the plan, and a reproducer on failure.
     """
@@ -55,6 +56,7 @@ class Options:
     feedback: float = FEEDBACK
     context: str = ""
     history: Path | None = None
+    cuda_graphs: bool = False
     strict: bool = False
     dump_dir: Path | None = None
 
@@ -89,6 +91,7 @@ def parse_options(given: Mapping[str, object] | None) -> Options:
         feedback=_fraction("feedback", given.get("feedback"), FEEDBACK),
         context=check_context(given.get("context", "")),
         history=_path("history", given.get("history")),
+        cuda_graphs=_flag("cuda_graphs", given.get("cuda_graphs", False)),
         strict=_flag("strict", given.get("strict", False)),
         dump_dir=_path("dump_dir", given.get("dump_dir")),
     )

@@ -16,6 +16,7 @@ class Reason(enum.StrEnum):
     MEASURED_SLOWER = "its gate measured slower than dense on this machine"
     FUEL_SPENT = "SRRC_FUEL stopped before it"
     NOT_GATED_YET = "this kind is recorded, not gated"
+    WAITS_FOR_THE_HOST = "leaving it out would make the card wait for the host"
     OVERLAPS = "another pathway already covers these nodes"
     # A structure that was looked at and turned down.
     NOT_A_PARAMETER = "the weight is computed, not a parameter"
@@ -34,7 +35,10 @@ class Reason(enum.StrEnum):
     STALE_PROFILE = "the weights changed since the profile was made"
     UNCERTAIN = "the context lies outside what was calibrated"
     COMPILE_FAILED = "the region did not compile"
-    NOT_CPU = "the graph is not on a CPU"
+    OTHER_DEVICE = "the graph is not on one CPU or one CUDA device"
+    NO_TRITON = "Triton is not there"
+    OLD_CARD = "the card is older than the kernels need"
+    NO_KERNEL = "no kernel takes it: the reference runs"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import platform
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -50,7 +51,23 @@ def gate_source(
 ) -> GateSource:
     """What gates are made from. names, weights: by placeholder. Raises ProfileError for a profile of other weights."""
     profile.check({names[placeholder]: weight for placeholder, weight in weights.items()})
-    return GateSource(covers=profile.covers, weights=weights, vectors=profile.vectors, fuel=fuel())
+    device = next((weight.device for weight in weights.values()), torch.device("cpu"))
+    return GateSource(profile.covers, weights, _vectors_on(profile, device), fuel=fuel())
+
+
+def _vectors_on(profile: Profile, device: torch.device) -> Mapping[str, torch.Tensor]:
+    """A profile's vectors where the model is; moved once, so that a model's graphs share them."""
+    if device.type == "cpu":
+        return profile.vectors
+    moved = _moved.setdefault(profile, {})
+    if device not in moved:
+        moved[device] = {name: vector.to(device) for name, vector in profile.vectors.items()}
+    return moved[device]
+
+
+_moved: "weakref.WeakKeyDictionary[Profile, dict[torch.device, Mapping[str, torch.Tensor]]]" = (
+    weakref.WeakKeyDictionary()
+)
 
 
 def route(graph: CompiledGraph, profile: Profile, tokens: tuple[int, int] | None) -> None:

@@ -54,7 +54,7 @@ def insert(
     with gm.graph.inserting_before(site.down.node):
         held = emit_gates(gm, f"neuron:{pathway.place}", site.x, 3, context, fake_mode)
         nodes = [emit_tensor(gm, f"{held.name}_{part}", norm, fake_mode) for part, norm in norms.items()]
-        probes = _emphasis(pathway, source, site.up.in_features)
+        probes = _emphasis(pathway, source)
         emphasis = None if probes is None else emit_tensor(gm, f"{held.name}_emphasis", probes, fake_mode)
         args = (
             *mlp_arguments(gm.graph, site, fake_mode),
@@ -69,14 +69,15 @@ def insert(
     return _gates(pathway, site, source, held, deciding=0.0 if probes is None else EMPHASIS)
 
 
-def _emphasis(pathway: Pathway, source: GateSource, width: int) -> torch.Tensor | None:
+def _emphasis(pathway: Pathway, source: GateSource) -> torch.Tensor | None:
     """The probes of the op's three gates, [3, K + 1]; None where the profile has none for any of them."""
     given = [
         source.vectors.get(f"neuron:{pathway.place}/{part}/emphasis") for part in ("input", "neuron", "down")
     ]
-    if all(probe is None for probe in given):
+    some = next((probe for probe in given if probe is not None), None)
+    if some is None:
         return None
-    return torch.stack([torch.zeros(width + 1) if probe is None else probe for probe in given])
+    return torch.stack([torch.zeros_like(some) if probe is None else probe for probe in given])
 
 
 def _gates(pathway: Pathway, site: Mlp, source: GateSource, held: GateTensors, deciding: float) -> list[Gate]:

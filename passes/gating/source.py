@@ -48,7 +48,7 @@ class GateSource:
 
     def column_norm(self, linears: tuple[Linear, ...]) -> torch.Tensor:
         """L2 norm of each input channel over all the weights that read it: float32 [K]."""
-        total = torch.zeros((), dtype=torch.float32)
+        total = torch.zeros((), dtype=torch.float32, device=self.matrix(linears[0]).device)
         for linear in linears:
             weight = self.matrix(linear)
             height = max(1, _BLOCK // weight.shape[1])

@@ -110,7 +110,8 @@ def _basis(gate_id: str, linear: Linear, source: GateSource) -> tuple[Tensor, Te
     count = max(1, linear.out_features // EXACT_SHARE) if exact is None else int(exact)
     if rotation is None or inverse is None or mean is None:
         width = linear.in_features
-        return torch.eye(width), torch.eye(width), torch.zeros(width), count
+        eye = torch.eye(width, device=source.weights[linear.weight.name].device)
+        return eye, eye, torch.zeros_like(eye[0]), count
     return rotation, inverse, mean, count
 
 

@@ -30,10 +30,11 @@ def coarse_copy(weight: Tensor, bias: Tensor | None, inverse: Tensor, mean: Tens
     float32 [H].
     """
     vocabulary, width = weight.shape
-    by_channel = torch.empty(width, vocabulary, dtype=torch.int8)
-    scales, sums, squares = [], [], torch.zeros(width)
+    device = weight.device
+    by_channel = torch.empty(width, vocabulary, dtype=torch.int8, device=device)
+    scales, sums, squares = [], [], torch.zeros(width, device=device)
     # Two blocks that are written over again: fresh ones would leave holes of hundreds of megabytes in the heap.
-    wide, other = torch.empty(2, min(vocabulary, SCALE_BLOCK), width)
+    wide, other = torch.empty(2, min(vocabulary, SCALE_BLOCK), width, device=device)
     with torch.no_grad():
         for start in range(0, vocabulary, SCALE_BLOCK):
             block = weight[start : start + SCALE_BLOCK]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
+import torch
 from torch import Tensor, fx
 
 from srrc.backends.onnx.decoding import first_inputs
@@ -112,7 +113,7 @@ class _GatedFile(GatedGraph):
         super().__init__()
         self._read = read
         held = {name: weakref.ref(tensor) for name, tensor in read.weights.items()}
-        self.capture(Capture(read.gm, read.fqns, held, {}, read.fake_mode, GateStore()))
+        self.capture(Capture(read.gm, read.fqns, held, {}, read.fake_mode, GateStore(), torch.device("cpu")))
         self.how = "logits" if "logits" in outputs else "values"
         self._index = list(outputs).index("logits") if "logits" in outputs else 0
 

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from srrc.control.confidence import Interval, interval
 from srrc.control.plan import Record
@@ -58,17 +59,25 @@ def answer(
 ) -> Any:
     """What `run` gives with these gates at these records and every other open: by default the dense answer.
 
-    Inputs that it may write to (all but parameters) are copied first. Meanwhile other threads run like this too: never
-    wrong, and rare.
+    Inputs that it may write to (all but parameters) are copied first; on a GPU, where a CUDA graph knows them by their
+    address and answers in memory that it uses again, they are written back, and the answer is copied. Meanwhile other
+    threads run like this too: never wrong, and rare.
     """
-    copies = [a.clone() if isinstance(a, torch.Tensor) and id(a) not in parameters else a for a in args]
+    written = [isinstance(a, torch.Tensor) and id(a) not in parameters for a in args]
+    copies = [a.clone() if mine else a for a, mine in zip(args, written, strict=True)]
+    in_place = any(gate.record.is_cuda for gate in gates)
     held = [gate.record.clone() for gate in gates]
     counters = [gate.counters.clone() for gate in gates]
     for gate in gates:
         gate.record.copy_(torch.tensor(records.get(gate.id, OPEN)))
     try:
+        if in_place:
+            return tree_map_only(torch.Tensor, torch.clone, run(*args))
         return run(*copies)
     finally:
+        for given, copy, mine in zip(args, copies, written, strict=True):
+            if in_place and mine:
+                given.copy_(copy)
         for gate, record, counter in zip(gates, held, counters, strict=True):
             gate.record.copy_(record)
             gate.counters.copy_(counter)

@@ -51,7 +51,9 @@ class Gate:
 class GateStore:
     """The gate tensors of one graph, made once: every specialisation of it decides by and counts in the same ones."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        """device: of the graph."""
+        self._device = device
         self._tensors: dict[tuple[str, str], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def tensors(
@@ -60,8 +62,8 @@ class GateStore:
         """Records (float32 [gates, 2], open at first) and counters (int64 [gates, counted]) of pathway `owner`."""
         made = self._tensors.get((owner, phase))
         if made is None:
-            records = torch.tensor([OPEN] * gates, dtype=torch.float32)
-            made = (records, torch.zeros((gates, counted), dtype=torch.int64))
+            records = torch.tensor([OPEN] * gates, dtype=torch.float32, device=self._device)
+            made = (records, torch.zeros((gates, counted), dtype=torch.int64, device=self._device))
             self._tensors[owner, phase] = made
         return made
 

@@ -63,7 +63,8 @@ class Stream:
 
     def _look_up(self, basis: ContextBasis, table: Tensor) -> None:
         with torch.no_grad():
-            context = basis.context(pooled(table, torch.cat([each.reshape(-1) for each in self._ids])))
+            whole = pooled(table, torch.cat([each.reshape(-1) for each in self._ids]))
+            context = basis.context(whole.to(basis.mean.device))
         if not bool(context.isfinite().all()):
             self._begin()
             return

@@ -62,7 +62,7 @@ def compact(
     index = torch.empty(mask.shape, dtype=torch.int32, device=mask.device)
     counts = torch.empty(*mask.shape[:3], 2, dtype=torch.int32, device=mask.device)
     wrap_triton(_compact)[(m, mask.shape[0] * mask.shape[1])](
-        mask.view(torch.uint8), index, counts, *mask.stride(), mask.shape[1], queries, keys, n, window,
+        mask, index, counts, *mask.stride(), mask.shape[1], queries, keys, n, window,
         BLOCK_M=block[0], BLOCK_N=block[1], CAUSAL=causal, CHUNK=min(1024, triton.next_power_of_2(n)), num_warps=4,
     )  # fmt: skip
     return Blocks(index, counts, block, queries, keys, causal, window)
@@ -146,7 +146,7 @@ def _compact(
 def _ahead() -> Ahead:
     strides = ("stride_b", "stride_h", "stride_m", "stride_n")
     numbers = (*strides, "heads", "queries", "keys", "key_blocks", "window")
-    signature = {"mask": "*u8", "index": "*i32", "counts": "*i32"} | dict.fromkeys(numbers, "i32")
+    signature = {"mask": "*i1", "index": "*i32", "counts": "*i32"} | dict.fromkeys(numbers, "i32")
     constants = {"BLOCK_M": 128, "BLOCK_N": 128, "CAUSAL": True, "CHUNK": 256}
     return Ahead("block_mask", _compact, signature, constants, 4)
 

@@ -53,7 +53,7 @@ def compact(
         return out
     chunk = min(LARGEST_CHUNK, max(128, triton.next_power_of_2(units)))
     wrap_triton(_compact)[(rows,)](
-        mask.view(torch.uint8), index, count, fill,
+        mask, index, count, fill,
         units, index.shape[1], mask.stride(0), mask.stride(1), index.stride(0),
         CHUNK=chunk, num_warps=_warps(chunk),
     )  # fmt: skip
@@ -107,7 +107,7 @@ def _compact(
 
 
 def _ahead(chunk: int, filled: bool) -> Ahead:
-    signature = {"mask": "*u8", "index": "*i32", "count": "*i32", "units": "i32:16", "capacity": "i32:16"}
+    signature = {"mask": "*i1", "index": "*i32", "count": "*i32", "units": "i32:16", "capacity": "i32:16"}
     signature |= {"stride_row": "i32:16", "stride_index": "i32:16"} | ({"fill": "i32"} if filled else {})
     constants = {"stride_unit": 1, "CHUNK": chunk} | ({} if filled else {"fill": None})
     name = f"compact[chunks of {chunk}{', filled' if filled else ''}]"

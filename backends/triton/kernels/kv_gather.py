@@ -23,6 +23,9 @@ from srrc.backends.triton.ahead import Ahead
 from srrc.backends.triton.kernels.compact import compact
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+PLAIN = (torch.float16, torch.bfloat16, torch.float32)
+"""Moved as they are, and others as integers: to a cache that is viewed as another dtype, a graph writes by way of a
+copy."""
 
 
 @dataclass(frozen=True)
@@ -70,10 +73,12 @@ def kv_gather(
         return out
     width = keys.shape[-1]
     config = config or default_config(width * keys.element_size())
-    bits = BITS[keys.element_size()]
+    moved: tuple[Tensor, ...] = (keys, values, *out)
+    if keys.dtype not in PLAIN:
+        moved = tuple(x.view(BITS[keys.element_size()]) for x in moved)
     grid = (triton.cdiv(capacity, config.block_s), heads, batch)
     wrap_triton(_kv_gather)[grid](
-        keys.view(bits), values.view(bits), index, count, out[0].view(bits), out[1].view(bits), capacity,
+        moved[0], moved[1], index, count, moved[2], moved[3], capacity,
         *keys.stride()[:3], *values.stride()[:3], *index.stride()[:2], *out[0].stride()[:3], *out[1].stride()[:3],
         D=width, BLOCK_S=config.block_s, BLOCK_D=triton.next_power_of_2(width), num_warps=config.num_warps,
     )  # fmt: skip

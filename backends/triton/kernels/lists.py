@@ -54,7 +54,8 @@ def empty(like: Tensor, rows: int, count: int, block: int) -> Kept:
     """For a kernel to write into."""
     blocks = triton.cdiv(count, block)
     shapes = (blocks, block), (blocks,), (rows, blocks), (blocks * block,)
-    return Kept(*(like.new_empty(shape, dtype=torch.int32) for shape in shapes), count)
+    units, counts, of_rows, arrived = (like.new_empty(shape, dtype=torch.int32) for shape in shapes)
+    return Kept(units, counts, of_rows, arrived, count)
 
 
 def counting(like: Tensor, kept: Kept, programs: int) -> Tensor:
@@ -63,11 +64,14 @@ def counting(like: Tensor, kept: Kept, programs: int) -> Tensor:
     return kept.arrived if enough else like.new_zeros(programs, dtype=torch.int32)
 
 
-def guarded(found: Kept, gate: Tensor) -> Tensor:
-    """The counts after the guard, int32 [blocks]: every unit of every block where a row kept too few."""
+def guarded(found: Kept, gate: Tensor, counters: Tensor | None = None, *, counter: int = 0) -> Tensor:
+    """The counts after the guard, int32 [blocks]: every unit of every block where a row kept too few.
+
+    counters int64: three of them, from the `counter`-th on, are told what the gate kept.
+    """
     counts = torch.empty_like(found.counts)
     wrap_triton(_guard)[(1,)](
-        found.rows, found.counts, gate, found.offered, counts, found.count,
+        found.rows, found.counts, gate, found.offered, counts, counters, counter, found.count,
         ROWS=len(found.rows), BLOCK=found.block, BLOCKS=triton.next_power_of_2(len(counts)),
     )  # fmt: skip
     return counts
@@ -144,8 +148,9 @@ def count_kept(counters, counts, offered, failed, units, blocks, ROWS: tl.conste
 
 @triton.jit
 def _guard(
-    rows, counts, gate, offered, out, units, ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr
-):
+    rows, counts, gate, offered, out, counters, counter, units,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
     blocks = tl.cdiv(units, BLOCK)
     block = tl.arange(0, BLOCKS)
     inside = block < blocks
@@ -153,13 +158,16 @@ def _guard(
     kept = tl.load(counts + block, mask=inside, other=0)
     failed = guard_failed(rows, gate, offered, units, blocks, ROWS, BLOCKS)
     tl.store(out + block, tl.where(failed > 0, whole, kept), mask=inside)
+    if counters is not None:
+        count_kept(counters + counter, counts, offered, failed, units, blocks, ROWS, BLOCKS)
 
 
 AHEAD = (
     Ahead(
         "guard[8 rows]",
         _guard,
-        dict.fromkeys(("rows", "counts", "out"), "*i32") | {"gate": "*fp32", "units": "i32:16"},
+        dict.fromkeys(("rows", "counts", "out"), "*i32")
+        | {"gate": "*fp32", "units": "i32:16", "counters": "*i64", "counter": "i32"},
         {"ROWS": 8, "BLOCK": 128, "BLOCKS": 128, "offered": None},
     ),
 )

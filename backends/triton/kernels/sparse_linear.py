@@ -59,7 +59,7 @@ def configs(rows: int, inputs: int, outputs: int) -> tuple[Config, ...]:
 
 
 def default_config(inputs: int, outputs: int) -> Config:
-    """What is good where nothing was measured: lists of 256 channels, or larger ones where there are programs enough."""
+    """What is good where nothing was measured: lists of 256 channels, or larger where there are programs enough."""
     block = 512 if inputs > 8192 or outputs > 8192 else 256
     return Config(32, 256, 4, 4, block=block) if outputs > 4096 else Config(32, 128, 4, 6, block=block)
 
@@ -79,7 +79,8 @@ def sparse_linear(
     """Launch. Raises ValueError for what the kernel does not take."""
     rows, inputs = x.shape
     outputs = weight.shape[0]
-    if not 1 <= rows <= MAX_ROWS or weight.stride(0) != 1 or x.stride(-1) != 1 or kept.count != inputs:
+    by_input = weight.stride(0) == 1 or outputs == 1
+    if not 1 <= rows <= MAX_ROWS or not by_input or x.stride(-1) != 1 or kept.count != inputs:
         raise ValueError(
             f"sparse_linear takes 1 to {MAX_ROWS} rows, lists of their channels and a weight by input, not"
             f" {tuple(x.shape)}, lists of {kept.count} and strides {weight.stride()}"

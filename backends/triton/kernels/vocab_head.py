@@ -69,7 +69,7 @@ def vocab_head(
     fits = candidates.shape == ((rows, vocabulary) if each else (blocks,))
     if block % config.tokens or not fits or not candidates.is_contiguous():
         raise ValueError(f"vocab_head takes candidates for each row and token, or for each block of {block} tokens,"
-                         f" {config.tokens} of them a program, not {tuple(candidates.shape)} for {vocabulary}")  # fmt: skip
+                         f" {config.tokens} of them a program, not {candidates.shape} for {vocabulary}")  # fmt: skip
     if coarse is not None and (coarse.shape != (rows, vocabulary) or coarse.stride(1) != 1):
         raise ValueError(
             f"vocab_head takes coarse logits [{rows}, {vocabulary}] by row, not {tuple(coarse.shape)}"

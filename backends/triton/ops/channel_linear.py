@@ -4,14 +4,18 @@ One launch lists the channels that a row keeps, and each linear reads those of i
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from srrc.backends.triton.kernels.lists import Kept, guarded
 from srrc.backends.triton.kernels.select import select
 from srrc.backends.triton.kernels.sparse_linear import Config, configs, default_config, sparse_linear
 from srrc.backends.triton.tune import key, lookup
-from srrc.ops import emphasis as of_rows
+from srrc.ops.emphasis import LIMIT
+from srrc.ops.gate import zero_unless
 
 NAME = "sparse_linear"
 
@@ -27,9 +31,43 @@ def linear_key(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> str:
     return key(NAME, rows=rows, inputs=inputs, outputs=outputs, dtype=dtype)
 
 
-def factor(x: Tensor, probe: Tensor | None) -> Tensor | None:
-    """What the scores of each row of x [B, K] are multiplied by, float32 [B]; None without a probe."""
-    return None if probe is None else of_rows.emphasis(x, probe).exp().squeeze(-1)
+def factors(x: Tensor, probes: Tensor) -> Tensor:
+    """What the scores of each row of x [B, K] are multiplied by, as `srrc.ops.emphasis` says: float32 [..., B].
+
+    probes: float32 [..., K + 1]. Written as a sum, which Inductor makes one kernel of.
+    """
+    wide = x.to(torch.float32)
+    rms = wide.square().mean(-1).sqrt()
+    along = torch.where(rms > 0, (wide * probes[..., None, :-1]).sum(-1) / rms, 0.0)
+    return (along + probes[..., -1:]).clamp(-LIMIT, LIMIT).exp()
+
+
+def over_lists(
+    x: Tensor,
+    kept: Kept,
+    weight: Tensor,
+    bias: Tensor | None,
+    gate: Tensor,
+    counters: Tensor | None,
+    config: Config,
+    *,
+    counter: int = 0,
+) -> Tensor:
+    """The linear over the listed channels of x [B, K]: `sparse_linear`, where the weight is laid out by input.
+
+    Otherwise, as where one parameter holds rows of `up` too, a dense one, with zeros for what is not listed.
+    """
+    if laid_out_by_input(weight):
+        return sparse_linear(
+            x, kept, weight, bias=bias, gate=gate, counters=counters, counter=counter, config=config
+        )
+    whole = replace(kept, counts=guarded(kept, gate, counters, counter=counter))
+    return F.linear(zero_unless(whole.mask(), x), weight, bias)
+
+
+def laid_out_by_input(weight: Tensor) -> bool:
+    """Whether the weights of a channel of a weight [N, K] lie side by side."""
+    return weight.stride(0) == 1 or len(weight) == 1
 
 
 def channel_linear(
@@ -42,15 +80,15 @@ def channel_linear(
     emphasis: Tensor | None = None,
 ) -> Tensor:
     """Raises ValueError for what the kernels do not take; `lower.py` asks before."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
     total = sum(len(weight) for weight in weights)
     block = config_for(len(rows), rows.shape[1], total, x.dtype, x.device).block
-    kept = select(rows, norm, gate, factor(rows, emphasis), block=block)
+    kept = select(rows, norm, gate, None if emphasis is None else factors(rows, emphasis), block=block)
     found = []
     for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
         config = config_for(len(rows), rows.shape[1], len(weight), x.dtype, x.device)
         told = counters if index == 0 else None
-        found.append(sparse_linear(rows, kept, weight, bias=bias, gate=gate, counters=told, config=config))
+        found.append(over_lists(rows, kept, weight, bias, gate, told, config))
     out = found[0] if len(found) == 1 else torch.cat(found, -1)
     return out.reshape(*x.shape[:-1], total)
 

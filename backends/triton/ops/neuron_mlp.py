@@ -1,8 +1,8 @@
 """srr_triton::neuron_mlp: as srr::neuron_mlp, for 1 to 8 rows and weights laid out by input, by kernels.
 
 With `whole_up`, `up` is laid out by neuron, and the gates are three: channels of the gate's weight, rows of `up`,
-channels of `down`; five launches. Otherwise the neuron gate is not asked, and counts nothing, and `up` is read by channel
-as the gate is.
+channels of `down`; five launches. Otherwise the neuron gate is not asked, and counts nothing, and `up` is read by
+channel as the gate is.
 """
 
 import torch
@@ -11,11 +11,10 @@ from torch import Tensor
 from srrc.backends.triton.kernels.gated_mlp import Config as RowsConfig
 from srrc.backends.triton.kernels.gated_mlp import configs as rows_configs
 from srrc.backends.triton.kernels.gated_mlp import default_config as default_rows_config
-from srrc.backends.triton.kernels.lists import Kept
 from srrc.backends.triton.kernels.listed_rows import listed_rows
+from srrc.backends.triton.kernels.lists import Kept
 from srrc.backends.triton.kernels.select import select, select_act
-from srrc.backends.triton.kernels.sparse_linear import sparse_linear
-from srrc.backends.triton.ops.channel_linear import config_for, factor
+from srrc.backends.triton.ops.channel_linear import config_for, factors, over_lists
 from srrc.backends.triton.tune import key, lookup
 
 ROWS_NAME = "listed_rows"
@@ -53,16 +52,16 @@ def neuron_mlp(
     whole_up: bool = False,
 ) -> Tensor:
     """Raises ValueError for what the kernels do not take; `lower.py` asks before."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
     (batch, inputs), neurons, outputs = rows.shape, len(up_weight), len(down_weight)
-    factors = [factor(rows, None if emphasis is None else emphasis[row]) for row in range(3)]
+    of_gates = (None, None, None) if emphasis is None else factors(rows, emphasis).unbind()
     inner = config_for(batch, inputs, neurons, x.dtype, x.device)
     last = config_for(batch, neurons, outputs, x.dtype, x.device)
-    read = select(rows, input_norm, gates[0], factors[0], block=inner.block)
+    read = select(rows, input_norm, gates[0], of_gates[0], block=inner.block)
     up: Tensor | None = None
 
     def by_channel(weight: Tensor, bias: Tensor | None, told: Tensor | None) -> Tensor:
-        return sparse_linear(rows, read, weight, bias=bias, gate=gates[0], counters=told, config=inner)
+        return over_lists(rows, read, weight, bias, gates[0], told, inner)
 
     if gate_weight is None:
         before = by_channel(up_weight, up_bias, counters)
@@ -72,19 +71,17 @@ def neuron_mlp(
     kept: Kept
     if gate_weight is not None and whole_up:
         acted, chosen = select_act(
-            before, neuron_norm, gates[1], emphasis=factors[1], activation=activation, block=last.block
+            before, neuron_norm, gates[1], emphasis=of_gates[1], activation=activation, block=last.block
         )
         hidden, kept = listed_rows(
-            rows, acted, chosen, up_weight, down_norm, gates[1:], up_bias, factors[2], counters,
+            rows, acted, chosen, up_weight, down_norm, gates[1:], up_bias, of_gates[2], counters,
             counter=3, config=rows_config_for(batch, inputs, neurons, x.dtype, x.device),
         )  # fmt: skip
     else:
         hidden, kept = select_act(
-            before, down_norm, gates[2], up, factors[2], activation=activation, block=last.block
+            before, down_norm, gates[2], up, of_gates[2], activation=activation, block=last.block
         )
-    out = sparse_linear(
-        hidden, kept, down_weight, bias=down_bias, gate=gates[2], counters=counters, counter=6, config=last
-    )
+    out = over_lists(hidden, kept, down_weight, down_bias, gates[2], counters, last, counter=6)
     return out.reshape(*x.shape[:-1], outputs)
 
 

@@ -1,7 +1,7 @@
 """srr_triton::vocab_head: as srr::vocab_head, for 1 to 8 rows, by kernels; nothing waits for the device.
 
-Where every logit is exact (`whole`), the lists of channels are empty, so that nothing coarse is read, and every token is
-a candidate.
+Where every logit is exact (`whole`), the lists of channels are empty, so that nothing coarse is read, and every token
+is a candidate.
 """
 
 import dataclasses
@@ -15,7 +15,6 @@ from srrc.backends.triton.kernels.vocab_head import Config, configs, default_con
 from srrc.backends.triton.kernels.vocab_head import vocab_head as exact_logits
 from srrc.backends.triton.ops.channel_linear import config_for
 from srrc.backends.triton.tune import key, lookup
-from srrc.ops.vocab_head import rotate
 
 NAME = "vocab_head"
 
@@ -46,9 +45,10 @@ def vocab_head(
     exact: int,
 ) -> Tensor:
     """Raises ValueError for what the kernels do not take; `lower.py` asks before."""
-    rows = x.reshape(-1, x.shape[-1])
+    rows = x.reshape(-1, x.shape[-1]).contiguous()
     (batch, inputs), vocabulary = rows.shape, len(weight)
-    y = rotate(rows, rotation, mean)
+    # The rotation's product as a sum: Inductor makes one kernel of it, which widens what it reads as it goes.
+    y = ((rows.to(torch.float32) - mean)[:, None] * rotation.to(torch.float32)).sum(-1)
     config = config_for(batch, inputs, vocabulary, coarse.dtype, x.device)
     kept = select(y, norm, gate, block=config.block)
     failed = kept.rows.sum(1) < gate[1] * inputs
@@ -62,12 +62,16 @@ def vocab_head(
     if exact > 0:
         last = rough.topk(min(exact, vocabulary), sorted=False).values.amin(-1, keepdim=True)
         candidates = (rough >= last) | whole
-    logits = exact_logits(
-        rows, weight, candidates.contiguous(), rough, bias=bias, config=head_config_for(batch, vocabulary, x.dtype, x.device)
-    )  # fmt: skip
+    launch = head_config_for(batch, vocabulary, x.dtype, x.device)
+    logits = exact_logits(rows, weight, candidates.contiguous(), rough, bias=bias, config=launch)
     offered = batch * inputs
     executed = torch.where(whole, offered, number * batch)
-    told = (torch.full_like(executed, offered), executed, failed.sum() + odd.sum(), torch.where(whole, 0, batch))
+    told = (
+        torch.full_like(executed, offered),
+        executed,
+        failed.sum() + odd.sum(),
+        torch.where(whole, 0, batch),
+    )
     counters += torch.stack(told)
     return logits.reshape(*x.shape[:-1], vocabulary)
 

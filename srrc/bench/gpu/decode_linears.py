@@ -84,15 +84,18 @@ class Sparse:
         self, which: int, stream: Tensor, added: Tensor, weight: Tensor, gate: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Linears`."""
-        return self.ops[which].norm(stream, added, weight, self.ones[which], gate)
+        found: tuple[Tensor, Tensor] = self.ops[which].norm(stream, added, weight, self.ones[which], gate)
+        return found
 
     def plain(self, which: int, x: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
         """See `Linears`."""
-        return self.ops[which].plain(x, weight, self.ones[which], gate)
+        found: Tensor = self.ops[which].plain(x, weight, self.ones[which], gate)
+        return found
 
     def glu(self, which: int, gate_up: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
         """See `Linears`."""
-        return self.ops[which].glu(gate_up, weight, self.ones[which], gate)
+        found: Tensor = self.ops[which].glu(gate_up, weight, self.ones[which], gate)
+        return found
 
 
 class _Ops:

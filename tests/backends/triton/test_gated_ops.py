@@ -58,10 +58,8 @@ def test_channel_linear(
     x, norm = torch.randn(rows, 1, inputs), torch.rand(inputs) + 0.1
     probe = torch.randn(inputs + 1) / inputs**0.5 if emphasised else None
     score = x.abs().view(rows, inputs) * norm
-    factor = channel_linear.factor(x.view(rows, inputs), probe)
-    gate = torch.tensor(
-        [between(score if factor is None else score * factor[:, None], fraction), guard]
-    )
+    whole = score if probe is None else score * channel_linear.factors(x.view(rows, inputs), probe)[:, None]
+    gate = torch.tensor([between(whole, fraction), guard])
     weights = [by_input(count, inputs) for count in outputs]
     biases = [torch.randn(count) if bias else None for count in outputs]
     counters, told = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
@@ -72,7 +70,9 @@ def test_channel_linear(
     assert counters.tolist() == told.tolist()
 
 
-def mlp(inputs: int, neurons: int, outputs: int, *, gated: bool, whole_up: bool, bias: bool) -> dict[str, Any]:
+def mlp(
+    inputs: int, neurons: int, outputs: int, *, gated: bool, whole_up: bool, bias: bool
+) -> dict[str, Any]:
     up = torch.randn(neurons, inputs) if whole_up else by_input(neurons, inputs)
     return {
         "gate_weight": by_input(neurons, inputs) if gated else None,

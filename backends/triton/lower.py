@@ -1,0 +1,181 @@
+"""Lowers gated ops to the operators of `ops/`, which Inductor sees through, kernels and all.
+
+An operator has the arguments of the op that it stands for, so that a node only changes its target. What the kernels do
+not take stays as it is, and runs as the op's reference: right, and no faster than dense.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+import srrc.backends.triton.ops.neuron_mlp
+import srrc.backends.triton.ops.vocab_head
+import srrc.ops  # noqa: F401  (defines torch.ops.srr)
+from srrc.backends.triton.kernels.activate import KNOWN
+from srrc.backends.triton.ops.channel_linear import laid_out_by_input
+from srrc.ops.gate import MAX_ROWS
+from srrc.passes.context import Context
+from srrc.passes.emit import value_of
+from srrc.reasons import Reason, Refusal
+from srrc.runtime.gates import Gate
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class LowerTriton:
+    """Gives each gated op of few rows its kernels.
+
+    refuse: told of the ops that have none, and why
+    """
+
+    refuse: Callable[[Refusal], None]
+    name: str = "lower_triton"
+
+    def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
+        """Edit `gm` in place. Gates that save nothing here count nothing from now on."""
+        for node in gm.graph.nodes:
+            if node.target not in LOWERED:
+                continue
+            lowered = LOWERED[node.target]
+            given = fx.map_arg(node.args, value_of)
+            gates = _gates(gm, node, context)
+            why = lowered.unfit(*given)
+            if why is None:
+                node.target = lowered.target
+                dense = lowered.dense(*given)
+            else:
+                self.refuse(Refusal(gates[0][1].id, "kernel", Reason.NO_KERNEL, why))
+                dense = {row for row, _ in gates}
+            for row, gate in gates:
+                if row in dense:
+                    context.gates[context.gates.index(gate)] = replace(
+                        gate, flops=0.0, bytes=0.0, overhead=0.0
+                    )
+        return gm
+
+
+def _gates(gm: fx.GraphModule, node: fx.Node, context: Context) -> list[tuple[int, Gate]]:
+    """An op's gates, each with its row in the op's records, which they share with it."""
+    held = [getattr(gm, str(each.target)) for each in node.all_input_nodes if each.op == "get_attr"]
+    memory = {tensor.untyped_storage().data_ptr() for tensor in held}
+    own = (gate for gate in context.gates if gate.record.untyped_storage().data_ptr() in memory)
+    return [(gate.record.storage_offset() // 2, gate) for gate in own]
+
+
+def _rows(x: Tensor) -> str | None:
+    """Why the kernels do not take rows like these."""
+    if x.dtype not in DTYPES:
+        return f"rows of {x.dtype}"
+    sizes = x.shape
+    if not all(isinstance(size, int) for size in sizes):
+        return f"sizes that are known only when it runs, {tuple(sizes)}: mark them static"
+    rows = x.numel() // max(1, x.shape[-1])
+    return None if 1 <= rows <= MAX_ROWS else f"{rows} rows"
+
+
+def _weight(x: Tensor, weight: Tensor | None, *, by_row: bool = False) -> str | None:
+    """Why the kernels do not take a weight [N, K] with rows like x."""
+    if weight is None:
+        return None
+    if weight.dtype != x.dtype:
+        return f"a weight of {weight.dtype} with rows of {x.dtype}"
+    return f"rows of a weight with strides {weight.stride()}" if by_row and weight.stride(1) != 1 else None
+
+
+def _first(*reasons: str | None) -> str | None:
+    return next((reason for reason in reasons if reason is not None), None)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """What stands for an op, given a call's arguments as fake tensors.
+
+    unfit: why the kernels do not take the call, or None
+    dense: the op's gates, by row, that save nothing: their weights are not laid out for it
+    """
+
+    target: torch._ops.OpOverload
+    unfit: Callable[..., str | None]
+    dense: Callable[..., set[int]] = lambda *given: set()
+
+
+def _channel_linear(x: Tensor, weights: list[Tensor], *rest: Any) -> str | None:
+    return _first(_rows(x), *(_weight(x, weight) for weight in weights))
+
+
+def _dense_linears(x: Tensor, weights: list[Tensor], *rest: Any) -> set[int]:
+    return set() if all(map(laid_out_by_input, weights)) else {0}
+
+
+def _neuron_mlp(
+    x: Tensor,
+    gate: Tensor | None,
+    gate_bias: Tensor | None,
+    up: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+    activation: str,
+    *rest: Any,
+) -> str | None:
+    whole_up = _whole_up(gate, rest)
+    return _first(
+        _rows(x),
+        None if activation in KNOWN else f"the activation {activation!r}",
+        _weight(x, gate),
+        _weight(x, up, by_row=whole_up),
+        _weight(x, down),
+    )
+
+
+def _dense_parts(
+    x: Tensor,
+    gate: Tensor | None,
+    gate_bias: Tensor | None,
+    up: Tensor,
+    up_bias: Tensor | None,
+    down: Tensor,
+    down_bias: Tensor | None,
+    activation: str,
+    *rest: Any,
+) -> set[int]:
+    by_channel = [gate] if _whole_up(gate, rest) else [gate, up]
+    dense = any(weight is not None and not laid_out_by_input(weight) for weight in by_channel)
+    return ({0} if dense else set()) | (set() if laid_out_by_input(down) else {2})
+
+
+def _whole_up(gate: Tensor | None, rest: Sequence[Any]) -> bool:
+    return gate is not None and len(rest) == 7 and bool(rest[6])
+
+
+def _vocab_head(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    rotation: Tensor,
+    mean: Tensor,
+    coarse: Tensor,
+    scale: Tensor | None,
+    *rest: Any,
+) -> str | None:
+    fits = coarse.stride(0) == 1 and (coarse.dtype == torch.int8) == (scale is not None)
+    known = fits and coarse.dtype in {torch.int8, torch.float32}
+    return _first(
+        _rows(x), _weight(x, weight, by_row=True), None if known else f"a coarse copy of {coarse.dtype}"
+    )
+
+
+LOWERED = {
+    torch.ops.srr.channel_linear.default: Lowered(
+        torch.ops.srr_triton.channel_linear.default, _channel_linear, _dense_linears
+    ),
+    torch.ops.srr.neuron_mlp.default: Lowered(
+        torch.ops.srr_triton.neuron_mlp.default, _neuron_mlp, _dense_parts
+    ),
+    torch.ops.srr.vocab_head.default: Lowered(torch.ops.srr_triton.vocab_head.default, _vocab_head),
+}
+"""By the op that is lowered."""

@@ -1,0 +1,175 @@
+"""Gated graphs of the zoo's families lowered to kernels, under Triton's interpreter, against the ops' references."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch.nn import functional as F
+from torch.utils import _pytree
+
+from srrc.backends.triton.lower import LowerTriton
+from srrc.models_zoo import families
+from srrc.ops import activation as activations
+from srrc.ops.vocab_head import rotate
+from srrc.passes.gating.neuron import skips_up_rows
+from srrc.passes.gating.source import GateSource
+from srrc.passes.insert_gates import InsertGates
+from srrc.passes.pack_weights import gated_linears, pack_input_major
+from srrc.pathways.neuron import Mlp
+from srrc.reasons import Reason, Refusal
+from srrc.runtime.gates import reset_counters
+
+pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered in exp")
+
+ROWS = 4
+LEFT = ("resnet", "vit", "mixtral")  # nothing that is gated sees so few rows
+
+
+def middle(score: Tensor) -> float:
+    """A threshold halfway between two scores [rows, units] in the middle of all."""
+    ordered = score.flatten().sort().values
+    return float(ordered[len(ordered) // 2 - 1 : len(ordered) // 2 + 1].mean())
+
+
+class Halving(fx.Interpreter):
+    """Runs a gated graph, and sets each gate to drop half of the units that it sees, before it does."""
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target is torch.ops.srr.channel_linear.default:
+            x, _, _, norm, gate, *_ = args
+            gate[0] = middle(x.abs() * norm)
+        elif target is torch.ops.srr.vocab_head.default:
+            x, rotation, mean, norm, gate = args[0], args[3], args[4], args[8], args[9]
+            gate[0] = middle(rotate(x.reshape(-1, x.shape[-1]), rotation, mean).abs() * norm)
+        elif target is torch.ops.srr.neuron_mlp.default:
+            self._mlp(*args)
+        return super().call_function(target, args, kwargs)
+
+    def _mlp(
+        self,
+        x: Tensor,
+        gate: Tensor | None,
+        gate_bias: Tensor | None,
+        up: Tensor,
+        up_bias: Tensor | None,
+        down: Tensor,
+        down_bias: Tensor | None,
+        activation: str,
+        input_norm: Tensor,
+        neuron_norm: Tensor,
+        down_norm: Tensor,
+        gates: Tensor,
+        *rest: Any,
+    ) -> None:
+        act = activations.lookup(activation).forward
+        whole_up = rest[-1]
+        gates[0, 0] = middle(x.abs() * input_norm)
+        rows = torch.where((x.abs() * input_norm > gates[0, 0]).flatten(0, -2).any(0), x, 0.0)
+        if gate is None:
+            hidden = act(F.linear(rows, up, up_bias))
+        else:
+            acted = act(F.linear(rows, gate, gate_bias))
+            hidden = acted * F.linear(x if whole_up else rows, up, up_bias)
+            if whole_up:
+                gates[1, 0] = 0.5 * middle(acted.abs() * neuron_norm)
+        gates[2, 0] = middle(hidden.abs() * down_norm)
+
+
+def source_of(captured: Any, covers: Callable[[str], bool]) -> GateSource:
+    weights = {
+        node.name: value
+        for node, value in zip(captured.gm.graph.find_nodes(op="placeholder"), captured.inputs, strict=True)
+        if node.name in captured.context.fqns
+    }
+    return GateSource(covers, weights)
+
+
+def lay_out(captured: Any, source: GateSource) -> None:
+    """Lays weights out as `PackWeights` does, which needs Dynamo's frame."""
+    captured.find()
+    for node in [linear.weight for linear in gated_linears(captured.context.pathways, source)]:
+        if source.weights[node.name].is_contiguous() and node.meta["example_value"].dim() == 2:
+            pack_input_major(source.weights[node.name])
+
+
+def gated_graph(capture: Any, name: str, covers: Callable[[str], bool]) -> Any:
+    """(captured, its graph with gates) of a tiny model at a call of few rows."""
+    tiny = families.tiny(name)
+    inputs = tiny.inputs(1, ROWS)
+    first, *_ = capture(tiny.model, **inputs)
+    lay_out(first, source_of(first, covers))
+    captured, *_ = capture(tiny.model, **inputs)
+    source = source_of(captured, covers)
+    gm = captured.find()
+    gating = InsertGates(source, frozenset({"channel", "neuron", "vocab"}), captured_mode(gm))
+    gm = gating(gm, captured.context)
+    gm.recompile()
+    return captured, gm
+
+
+def captured_mode(gm: fx.GraphModule) -> Any:
+    return next(n.meta["example_value"] for n in gm.graph.nodes if n.op == "placeholder" and "example_value" in n.meta
+                and isinstance(n.meta["example_value"], Tensor)).fake_mode  # fmt: skip
+
+
+@pytest.mark.parametrize("neurons", [True, False])
+@pytest.mark.parametrize("name", [name for name in families.names() if name not in LEFT])
+def test_kernels_compute_what_the_references_do(capture: Any, name: str, neurons: bool) -> None:
+    captured, gm = gated_graph(capture, name, lambda gate: neurons or not gate.endswith("/neuron"))
+    gates = captured.context.gates
+    assert gates
+    with torch.no_grad():
+        truth = Halving(gm).run(*captured.arguments())
+        told = [gate.counters.tolist() for gate in gates]
+        dropped = [1 - kept / offered for offered, kept, *_ in told if offered]
+        assert max(dropped) > 0.1
+        reset_counters(gates)
+        refused: list[Refusal] = []
+        before = Counter(str(node.target) for node in gm.graph.nodes)
+        LowerTriton(refused.append)(gm, captured.context)
+        gm.recompile()
+        after = Counter(str(node.target) for node in gm.graph.nodes)
+        found = fx.Interpreter(gm).run(*captured.arguments())
+    assert not refused
+    for op in ("channel_linear", "neuron_mlp", "vocab_head"):
+        assert after[f"srr_triton.{op}.default"] == before[f"srr.{op}.default"]
+    torch.testing.assert_close(_pytree.tree_leaves(found), _pytree.tree_leaves(truth), rtol=1e-3, atol=1e-4)
+    for gate, record in zip(gates, told, strict=True):
+        if gate.id.endswith("/neuron") and not neurons:
+            continue  # it is not asked
+        assert gate.counters.tolist() == record, gate.id
+
+
+def test_what_no_kernel_takes_stays_and_says_why(capture: Any) -> None:
+    captured, gm = gated_graph(capture, "llama", lambda gate: not gate.startswith("vocab"))
+    calls = [node for node in gm.graph.nodes if str(node.target).startswith("srr.")]
+    channel = next(node for node in calls if "channel" in str(node.target))
+    mlp = next(node for node in calls if "mlp" in str(node.target))
+    channel.args[0].meta["example_value"] = channel.args[0].meta["example_value"].double()
+    mlp.args = (*mlp.args[:7], "mish", *mlp.args[8:])
+    refused: list[Refusal] = []
+    LowerTriton(refused.append)(gm, captured.context)
+    assert {(r.kind, r.reason) for r in refused} == {("kernel", Reason.NO_KERNEL)}
+    assert str(channel.target).startswith("srr.")
+    assert str(mlp.target).startswith("srr.")
+    details = {r.place: r.detail for r in refused}
+    assert any(place.startswith("channel:") and "float64" in detail for place, detail in details.items())
+    assert any(place.startswith("neuron:") and "mish" in detail for place, detail in details.items())
+    assert sum(str(node.target).startswith("srr_triton.") for node in gm.graph.nodes) == len(calls) - len(
+        refused
+    )
+
+
+def test_the_neuron_gate_decides_how_up_is_laid_out(capture: Any) -> None:
+    captured, _ = gated_graph(capture, "llama", lambda gate: True)
+    source = source_of(captured, lambda gate: True)
+    mlps = [pathway for pathway in captured.context.pathways if pathway.kind == "neuron"]
+    assert mlps
+    for pathway in mlps:
+        assert skips_up_rows(pathway, source)
+        assert isinstance(pathway.site, Mlp)
+        assert source.weights[pathway.site.up.weight.name].is_contiguous()
+        assert not source.weights[pathway.site.gate.weight.name].is_contiguous()
