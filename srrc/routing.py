@@ -56,12 +56,13 @@ def gate_source(
 
 
 def _vectors_on(profile: Profile, device: torch.device) -> Mapping[str, torch.Tensor]:
-    """A profile's vectors where the model is; moved once, so that a model's graphs share them."""
+    """A profile's vectors where the model is, but for numbers; moved once, so that a model's graphs share them."""
     if device.type == "cpu":
         return profile.vectors
     moved = _moved.setdefault(profile, {})
     if device not in moved:
-        moved[device] = {name: vector.to(device) for name, vector in profile.vectors.items()}
+        of = profile.vectors.items()
+        moved[device] = {name: vector.to(device) if vector.dim() else vector for name, vector in of}
     return moved[device]
 
 

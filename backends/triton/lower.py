@@ -61,8 +61,8 @@ class LowerTriton:
 def _gates(gm: fx.GraphModule, node: fx.Node, context: Context) -> list[tuple[int, Gate]]:
     """An op's gates, each with its row in the op's records, which they share with it."""
     held = [getattr(gm, str(each.target)) for each in node.all_input_nodes if each.op == "get_attr"]
-    memory = {tensor.untyped_storage().data_ptr() for tensor in held}
-    own = (gate for gate in context.gates if gate.record.untyped_storage().data_ptr() in memory)
+    memory = {tensor.untyped_storage()._cdata for tensor in held}
+    own = (gate for gate in context.gates if gate.record.untyped_storage()._cdata in memory)
     return [(gate.record.storage_offset() // 2, gate) for gate in own]
 
 
