@@ -125,7 +125,7 @@ def _listed_rows(
         tl.store(offered + block, count)
         lane = tl.arange(0, BLOCK)
         unit = tl.load(units + block * BLOCK + lane)
-        # Read back: torch takes what an address is computed from, through other functions, for written to, the gate too.
+        # Read back: torch takes what an address comes from, through other functions, for written to: the gate too.
         tl.debug_barrier()
         listed = lane < tl.load(offered + block)
         worth = tl.load(norm + unit, mask=listed, other=0.0)

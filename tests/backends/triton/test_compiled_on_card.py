@@ -109,17 +109,19 @@ def prefill(card: Any) -> dict[str, Any]:
 
 
 def on_an_old_card(card: Any) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(SrrWarning) as warned:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
-        found = compiled(card, 1, neurons=True, options={})
+        with pytest.warns(SrrWarning) as warned:
+            found = compiled(card, 1, neurons=True, options={})
     return {**found, "warned": [str(each.message) for each in warned if each.category is SrrWarning]}
 
 
 def without_triton(card: Any) -> dict[str, Any]:
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(SrrWarning) as warned:
-        nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
+    nothing = SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None))
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr("srrc.backends.triton.card.importlib", nothing)
-        found = compiled(card, 1, neurons=True, options={})
+        with pytest.warns(SrrWarning) as warned:
+            found = compiled(card, 1, neurons=True, options={})
     return {**found, "warned": [str(each.message) for each in warned if each.category is SrrWarning]}
 
 
