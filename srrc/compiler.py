@@ -177,7 +177,7 @@ def _specialise(
     gating = InsertGates(source, graph.options.levels, fake_mode, NOT_ON_CARDS if on_card else {})
     passes: list[Pass] = [Normalise(), FindPathways(), gating]
     passes += [] if source is None else [PackWeights(source, fake_mode)]
-    passes += _lower_to_card(graph, source) if on_card else _lower_to_cpu(source, fake_mode)
+    passes += _lower_to_card(graph, source, captured.device) if on_card else _lower_to_cpu(source, fake_mode)
     observe = stage_writer(graph.options.dump_dir, graph)
     gm = run_passes(passes, fx.GraphModule(captured.gm, copy_graph(captured.gm.graph)), context, observe)
     # A card is fed by one call: between regions it would wait for Python, and a CUDA graph is of all or nothing.
@@ -206,13 +206,14 @@ def _lower_to_cpu(source: GateSource | None, fake_mode: FakeTensorMode) -> list[
     return dense if source is None else [*dense, Enclose(fake_mode)]
 
 
-def _lower_to_card(graph: CompiledGraph, source: GateSource | None) -> list[Pass]:
+def _lower_to_card(graph: CompiledGraph, source: GateSource | None, device: torch.device) -> list[Pass]:
     """What stays dense is Inductor's."""
     if source is None:
         return []
     from srrc.backends.triton.lower import LowerTriton  # Triton is not everywhere
+    from srrc.backends.triton.worth import worth_it
 
-    return [LowerTriton(lambda refusal: fall_back(graph, refusal))]
+    return [LowerTriton(lambda refusal: fall_back(graph, refusal), lambda parts: worth_it(parts, device))]
 
 
 def _compile_regions(

@@ -1,7 +1,8 @@
 """Lowers gated ops to the operators of `ops/`, which Inductor sees through, kernels and all.
 
 An operator has the arguments of the op that it stands for, so that a node only changes its target. What the kernels do
-not take stays as it is, and runs as the op's reference: right, and no faster than dense.
+not take stays as it is, and runs as the op's reference: right, and no faster than dense. Where dense products take less
+than the kernels on this card, the op becomes those again, and loses its gates.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,12 +11,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.nn import functional as F
 
 import srrc.backends.triton.ops.neuron_mlp
 import srrc.backends.triton.ops.vocab_head
 import srrc.ops  # noqa: F401  (defines torch.ops.srr)
+from srrc.backends.triton import worth
 from srrc.backends.triton.kernels.activate import KNOWN
 from srrc.backends.triton.ops.channel_linear import laid_out_by_input
+from srrc.backends.triton.worth import Part
+from srrc.ops import dense_linear, dense_mlp
 from srrc.ops.gate import MAX_ROWS
 from srrc.passes.context import Context
 from srrc.passes.emit import value_of
@@ -30,9 +35,11 @@ class LowerTriton:
     """Gives each gated op of few rows its kernels.
 
     refuse: told of the ops that have none, and why
+    pays:   whether an op of these parts is quicker by kernels
     """
 
     refuse: Callable[[Refusal], None]
+    pays: Callable[[Sequence[Part]], bool] = lambda parts: True
     name: str = "lower_triton"
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
@@ -44,6 +51,14 @@ class LowerTriton:
             given = fx.map_arg(node.args, value_of)
             gates = _gates(gm, node, context)
             why = lowered.unfit(*given)
+            if why is None and not self.pays(lowered.parts(*given)):
+                node.target = lowered.without_gates
+                node.args = tuple(node.args[at] for at in lowered.kept)
+                for _, gate in gates:
+                    context.gates.remove(gate)
+                    kind, place = gate.id.split(":", 1)
+                    context.refusals.append(Refusal(place, kind, Reason.MEASURED_SLOWER))
+                continue
             if why is None:
                 node.target = lowered.target
                 dense = lowered.dense(*given)
@@ -95,16 +110,25 @@ class Lowered:
     """What stands for an op, given a call's arguments as fake tensors.
 
     unfit: why the kernels do not take the call, or None
+    parts: what it is made of, to be measured
+    without_gates: what computes it densely, from its arguments at the places of `kept`
     dense: the op's gates, by row, that save nothing: their weights are not laid out for it
     """
 
     target: torch._ops.OpOverload
     unfit: Callable[..., str | None]
+    parts: Callable[..., list[Part]]
+    without_gates: Callable[..., Tensor]
+    kept: Sequence[int]
     dense: Callable[..., set[int]] = lambda *given: set()
 
 
 def _channel_linear(x: Tensor, weights: list[Tensor], *rest: Any) -> str | None:
     return _first(_rows(x), *(_weight(x, weight) for weight in weights))
+
+
+def _linears(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> Tensor:
+    return torch.cat(dense_linear.reference(x, weights, biases), -1)
 
 
 def _dense_linears(x: Tensor, weights: list[Tensor], *rest: Any) -> set[int]:
@@ -171,11 +195,23 @@ def _vocab_head(
 
 LOWERED = {
     torch.ops.srr.channel_linear.default: Lowered(
-        torch.ops.srr_triton.channel_linear.default, _channel_linear, _dense_linears
+        torch.ops.srr_triton.channel_linear.default,
+        _channel_linear,
+        worth.channel_linear,
+        _linears,
+        range(3),
+        _dense_linears,
     ),
     torch.ops.srr.neuron_mlp.default: Lowered(
-        torch.ops.srr_triton.neuron_mlp.default, _neuron_mlp, _dense_parts
+        torch.ops.srr_triton.neuron_mlp.default,
+        _neuron_mlp,
+        worth.neuron_mlp,
+        dense_mlp.reference,
+        range(8),
+        _dense_parts,
     ),
-    torch.ops.srr.vocab_head.default: Lowered(torch.ops.srr_triton.vocab_head.default, _vocab_head),
+    torch.ops.srr.vocab_head.default: Lowered(
+        torch.ops.srr_triton.vocab_head.default, _vocab_head, worth.head, F.linear, range(3)
+    ),
 }
 """By the op that is lowered."""

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import triton
+from torch._library.triton import set_wrap_triton_enabled
 
 from srrc.paths import cache_folder, cache_root
 
@@ -84,6 +85,13 @@ def lookup(kernel_key: str, space: Sequence[Config], default: Config, device: to
     return default if record is None else _chosen(record, space, default)
 
 
+def measured(kernel_key: str, device: torch.device) -> float | None:
+    """Milliseconds of the quickest configuration, as recorded for a card of this kind; None where nothing was."""
+    card = _card(device)
+    record = None if card is None else _known(card).records.get(kernel_key)
+    return None if record is None else record.milliseconds
+
+
 def tune(
     kernel_key: str,
     space: Sequence[Config],
@@ -120,6 +128,12 @@ def events(call: Call) -> float:
     More than a cache holds is written before each launch: a model reads its weights from memory too. The launch is
     queued meanwhile, so that Python's share of it does not count.
     """
+    # torch would look at each launch first, to trace it, and take longer than the cache takes to be written over.
+    with set_wrap_triton_enabled(False):
+        return _events(call)
+
+
+def _events(call: Call) -> float:
     wiped = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(LAUNCHES)]  # type: ignore[no-untyped-call]
     for start, end in pairs:

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils import _pytree
 
 from srrc.backends.triton.lower import LowerTriton
+from srrc.backends.triton.worth import Part
 from srrc.models_zoo import families
 from srrc.ops import activation as activations
 from srrc.ops.vocab_head import rotate
@@ -161,6 +162,25 @@ def test_what_no_kernel_takes_stays_and_says_why(capture: Any) -> None:
     assert sum(str(node.target).startswith("srr_triton.") for node in gm.graph.nodes) == len(calls) - len(
         refused
     )
+
+
+def test_what_does_not_pay_is_dense_again(capture: Any) -> None:
+    captured, gm = gated_graph(capture, "gpt2", lambda gate: True)
+    gates = [gate.id for gate in captured.context.gates]
+    asked: list[list[Part]] = []
+    with torch.no_grad():
+        Halving(gm).run(*captured.arguments())
+        LowerTriton(pytest.fail, lambda parts: bool(asked.append(parts)))(gm, captured.context)  # type: ignore[func-returns-value]
+        gm.recompile()
+        found = fx.Interpreter(gm).run(*captured.arguments())
+        truth = captured.gm(*captured.arguments())
+    torch.testing.assert_close(_pytree.tree_leaves(found), _pytree.tree_leaves(truth))
+    assert captured.context.gates == []
+    refused = {r.place for r in captured.context.refusals if r.reason is Reason.MEASURED_SLOWER}
+    assert refused == {gate.split(":", 1)[1] for gate in gates}
+    assert not any(str(node.target).startswith("srr") and node.op != "get_attr" for node in gm.graph.nodes)
+    kinds = {tuple(part.kind for part in parts) for parts in asked}
+    assert kinds == {("channel",), ("channel", "channel"), ("head", "coarse")}
 
 
 def test_the_neuron_gate_decides_how_up_is_laid_out(capture: Any) -> None:
