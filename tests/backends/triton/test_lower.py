@@ -91,7 +91,8 @@ def source_of(captured: Any, covers: Callable[[str], bool]) -> GateSource:
 def lay_out(captured: Any, source: GateSource) -> None:
     """Lays weights out as `PackWeights` does, which needs Dynamo's frame."""
     captured.find()
-    for node in [linear.weight for linear in gated_linears(captured.context.pathways, source)]:
+    linears = gated_linears(captured.context.pathways, source)
+    for node in [linear.weight for linear in linears if not linear.transposed]:
         if source.weights[node.name].is_contiguous() and node.meta["example_value"].dim() == 2:
             pack_input_major(source.weights[node.name])
 
