@@ -174,6 +174,8 @@ def watched(
     assert adaptation is not None
     assert stream is not None
     reads, (ids_at, table_at) = graph.tokens is not None, graph.tokens or (0, 0)
+    on_card = any(gate.record.is_cuda for gate in graph.gates)
+    settle: Callable[[], None] = torch.cuda.synchronize if on_card else lambda: None
 
     def call(*args: Any) -> Any:
         check(args)
@@ -186,8 +188,10 @@ def watched(
         if not graph.ledger.due(number) and not measure:
             if adaptation.pace is None or (reads and args[ids_at].shape[-1] >= FEW):
                 return run(*args)
+            settle()
             started = perf_counter()
             routed = run(*args)
+            settle()
             _follow(graph, adaptation.took(number, perf_counter() - started))
             return routed
         compare = _dense_first(graph, adaptation, run, args, parameters, number) if measure else None

@@ -74,3 +74,26 @@ def test_autocast_keeps_the_wrapper() -> None:
         assert not bare
         (got,) = run(x, w)
         assert got.dtype == torch.bfloat16
+
+
+def test_for_a_card_inductor_is_told_what_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a CUDA graph may hold by its address: parameters, and what the graph holds itself."""
+    seen: list[tuple[Any, ...]] = []
+    compile_fx = inductor.compile_fx
+
+    def watched(module: fx.GraphModule, values: list[Any], config_patches: dict[str, Any]) -> Any:
+        def inner(gm: fx.GraphModule, examples: Any, **options: Any) -> Any:
+            seen.append((tuple(options["static_input_idxs"]), config_patches))
+            return gm
+
+        return compile_fx(module, values, inner_compile=inner)
+
+    monkeypatch.setattr(inductor, "compile_fx", watched)
+    module = fx.symbolic_trace(lambda weight, x, counter: (weight + x, counter.add_(1)))
+    weight, _, counter = module.graph.find_nodes(op="placeholder")
+    for node in (weight, counter):
+        node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
+    fake_mode = torch._subclasses.FakeTensorMode(shape_env=torch.fx.experimental.symbolic_shapes.ShapeEnv())
+    fakes = [fake_mode.from_tensor(torch.zeros(3), static_shapes=True) for _ in range(3)]
+    inductor.compile_on_card(module, fakes, fake_mode, cuda_graphs=True)
+    assert seen == [((0, 2), {"triton.cudagraphs": True})]

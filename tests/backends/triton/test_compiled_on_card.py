@@ -16,6 +16,8 @@ import srrc
 from srrc import compiler
 from srrc.backend import srr
 from srrc.backends.triton.ops import vocab_head  # noqa: F401
+from srrc.bench.gpu.decode import Shape, make_layer
+from srrc.bench.gpu.decode_linears import Sparse
 from srrc.errors import SrrWarning
 from srrc.models_zoo import families
 from srrc.profile import Profile
@@ -141,8 +143,26 @@ def head(card: Any) -> list[str]:
     return card.codes(logits, *args)  # type: ignore[no-any-return]
 
 
+def measured_layer(card: Any) -> list[str]:
+    """A layer as `srrc.bench.gpu` decodes by it."""
+    shape = Shape(
+        layers=1, hidden=512, heads=8, kv_heads=2, head=64, neurons=1024, vocabulary=1000, positions=64
+    )
+    layer = make_layer(shape, Sparse(shape.linears, {}))
+
+    def made(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+        return torch.empty(sizes, dtype=dtype, device="cuda")
+
+    weights = [made(inputs, outputs).t() for inputs, outputs in shape.linears[:4]]
+    gates = [made(2, dtype=torch.float32) for _ in weights]
+    cache = [made(2, 64, 64), made(2, 64, 64)]
+    rest = (made(32, dtype=torch.float32), made(1, dtype=torch.int64))
+    return card.codes(layer, made(1, 512), made(1, 512), weights, gates, *cache, *rest)  # type: ignore[no-any-return]
+
+
 def all_of_them(card: Any) -> dict[str, Any]:
-    return {each.__name__: each(card) for each in (with_neuron_gates, with_channel_gates, prefill, head)}
+    each_of = (with_neuron_gates, with_channel_gates, prefill, head, measured_layer)
+    return {each.__name__: each(card) for each in each_of}
 
 
 def fallbacks(card: Any) -> dict[str, Any]:
@@ -209,6 +229,12 @@ def test_many_rows_are_dense(found: Any) -> None:
 def test_the_head(found: Any) -> None:
     [code] = found["head"]
     assert launched(code) == ["_select", "_sparse_linear", "_vocab_head"]
+    nothing_waits(code)
+
+
+def test_the_layer_that_is_measured(found: Any) -> None:
+    [code] = found["measured_layer"]
+    assert launched(code) == ["_select", "_sparse_linear"] * 4
     nothing_waits(code)
 
 
