@@ -38,7 +38,7 @@ class Reason(enum.StrEnum):
     OTHER_DEVICE = "the graph is not on one CPU or one CUDA device"
     NO_TRITON = "Triton is not there"
     OLD_CARD = "the card is older than the kernels need"
-    NO_KERNEL = "no kernel takes it: the reference runs"
+    NO_KERNEL = "no kernel takes it"
 
 
 @dataclass(frozen=True)

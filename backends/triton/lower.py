@@ -1,8 +1,7 @@
 """Lowers gated ops to the operators of `ops/`, which Inductor sees through, kernels and all.
 
 An operator has the arguments of the op that it stands for, so that a node only changes its target. What the kernels do
-not take stays as it is, and runs as the op's reference: right, and no faster than dense. Where dense products take less
-than the kernels on this card, the op becomes those again, and loses its gates.
+not take, and what takes them longer on this card than dense products, becomes those again, and loses its gates.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +42,7 @@ class LowerTriton:
     name: str = "lower_triton"
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
-        """Edit `gm` in place. Gates that save nothing here count nothing from now on."""
+        """Edit `gm` in place. Of gates that save nothing here, the ones of a dense op go, the others count nothing."""
         for node in gm.graph.nodes:
             if node.target not in LOWERED:
                 continue
@@ -51,26 +50,30 @@ class LowerTriton:
             given = fx.map_arg(node.args, value_of)
             gates = _gates(gm, node, context)
             why = lowered.unfit(*given)
-            if why is None and not self.pays(lowered.parts(*given)):
-                node.target = lowered.without_gates
-                node.args = tuple(node.args[at] for at in lowered.kept)
-                for _, gate in gates:
-                    context.gates.remove(gate)
-                    kind, place = gate.id.split(":", 1)
-                    context.refusals.append(Refusal(place, kind, Reason.MEASURED_SLOWER))
-                continue
-            if why is None:
+            if why is not None:
+                self.refuse(Refusal(gates[0][1].id, "kernel", Reason.NO_KERNEL, why))
+            elif self.pays(lowered.parts(*given)):
                 node.target = lowered.target
                 dense = lowered.dense(*given)
-            else:
-                self.refuse(Refusal(gates[0][1].id, "kernel", Reason.NO_KERNEL, why))
-                dense = {row for row, _ in gates}
-            for row, gate in gates:
-                if row in dense:
-                    context.gates[context.gates.index(gate)] = replace(
-                        gate, flops=0.0, bytes=0.0, overhead=0.0
-                    )
+                silent = {
+                    id(gate): replace(gate, flops=0.0, bytes=0.0, overhead=0.0)
+                    for row, gate in gates
+                    if row in dense
+                }
+                context.gates[:] = [silent.get(id(gate), gate) for gate in context.gates]
+                continue
+            node.target = lowered.without_gates
+            node.args = tuple(node.args[at] for at in lowered.kept)
+            reason = Reason.MEASURED_SLOWER if why is None else Reason.NO_KERNEL
+            context.refusals += [_refused(gate, reason, why or "") for _, gate in gates]
+            left = {id(gate) for _, gate in gates}
+            context.gates[:] = [gate for gate in context.gates if id(gate) not in left]
         return gm
+
+
+def _refused(gate: Gate, reason: Reason, detail: str) -> Refusal:
+    kind, place = gate.id.split(":", 1)
+    return Refusal(place, kind, reason, detail)
 
 
 def _gates(gm: fx.GraphModule, node: fx.Node, context: Context) -> list[tuple[int, Gate]]:

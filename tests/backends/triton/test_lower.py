@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from torch.nn import functional as F
 from torch.utils import _pytree
 
-from srrc.backends.triton.lower import LowerTriton
+from srrc.backends.triton.lower import LOWERED, LowerTriton
 from srrc.backends.triton.worth import Part
 from srrc.models_zoo import families
 from srrc.ops import activation as activations
@@ -145,24 +145,46 @@ def test_kernels_compute_what_the_references_do(capture: Any, name: str, neurons
         assert gate.counters.tolist() == record, gate.id
 
 
-def test_what_no_kernel_takes_stays_and_says_why(capture: Any) -> None:
+def test_what_no_kernel_takes_is_dense_and_says_why(capture: Any) -> None:
     captured, gm = gated_graph(capture, "llama", lambda gate: not gate.startswith("vocab"))
     calls = [node for node in gm.graph.nodes if str(node.target).startswith("srr.")]
     channel = next(node for node in calls if "channel" in str(node.target))
     mlp = next(node for node in calls if "mlp" in str(node.target))
+    before = len(captured.context.gates)
+    with torch.no_grad():
+        Halving(gm).run(*captured.arguments())
     channel.args[0].meta["example_value"] = channel.args[0].meta["example_value"].double()
     mlp.args = (*mlp.args[:7], "mish", *mlp.args[8:])
     refused: list[Refusal] = []
     LowerTriton(refused.append)(gm, captured.context)
     assert {(r.kind, r.reason) for r in refused} == {("kernel", Reason.NO_KERNEL)}
-    assert str(channel.target).startswith("srr.")
-    assert str(mlp.target).startswith("srr.")
     details = {r.place: r.detail for r in refused}
     assert any(place.startswith("channel:") and "float64" in detail for place, detail in details.items())
     assert any(place.startswith("neuron:") and "mish" in detail for place, detail in details.items())
-    assert sum(str(node.target).startswith("srr_triton.") for node in gm.graph.nodes) == len(calls) - len(
-        refused
-    )
+    assert channel.target is not mlp.target
+    assert not any(str(node.target).startswith("srr.") for node in calls)
+    assert sum(str(node.target).startswith("srr_triton.") for node in calls) == len(calls) - len(refused)
+    # The dense call has the op's own weights, and none of its gates.
+    assert not any(each.op == "get_attr" for each in (*channel.all_input_nodes, *mlp.all_input_nodes))
+    gone = [r for r in captured.context.refusals if r.reason is Reason.NO_KERNEL]
+    assert len(captured.context.gates) == before - len(gone)
+    assert len(gone) > len(refused)
+
+
+@pytest.mark.parametrize("size", [9, 0])
+def test_rows_that_no_kernel_takes(size: int) -> None:
+    call = LOWERED[torch.ops.srr.channel_linear.default]
+    why = call.unfit(torch.zeros(size, 4), [torch.zeros(4, 4)])
+    assert why == f"{size} rows"
+
+
+def test_sizes_that_only_a_run_tells_are_not_taken(capture: Any) -> None:
+    (captured,) = capture(torch.nn.Linear(4, 4), torch.zeros(3, 4), dynamic=True)
+    values = [node.meta["example_value"] for node in captured.gm.graph.find_nodes(op="placeholder")]
+    x = next(v for v in values if isinstance(v, Tensor) and any(isinstance(n, torch.SymInt) for n in v.shape))
+    why = LOWERED[torch.ops.srr.channel_linear.default].unfit(x, [torch.zeros(4, 4)])
+    assert why is not None
+    assert "known only when it runs" in why
 
 
 def test_what_does_not_pay_is_dense_again(capture: Any) -> None:
