@@ -6,7 +6,7 @@ takes; the quickest is kept, per card (`tune.py`). Weights are random: times do 
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from srrc.backends.triton import tune
 from srrc.backends.triton.kernels import gated_mlp, sparse_linear, vocab_head
 from srrc.backends.triton.kernels.listed_rows import listed_rows
 from srrc.backends.triton.kernels.select import select, select_act
-from srrc.backends.triton.ops.channel_linear import laid_out_by_input, linear_key
+from srrc.backends.triton.ops.channel_linear import groups, laid_out_by_input, linear_key
 from srrc.backends.triton.ops.neuron_mlp import rows_key
 from srrc.backends.triton.ops.vocab_head import head_key
 from srrc.ops.vocab_head import SCALE_BLOCK
@@ -36,9 +36,10 @@ class AsIs:
 
 @dataclass(frozen=True)
 class Part:
-    """One product of an op: x [rows, inputs] with a weight [outputs, inputs].
+    """One launch of an op: x [rows, inputs] with weights [outputs, inputs], all in all.
 
-    kind: "channel" (read by channel), "row" (by neuron), "head" (by candidate), "coarse" (int8, by channel), "dense"
+    kind:  "channel" (read by channel), "row" (by neuron), "head" (by candidate), "coarse" (int8, by channel), "dense"
+    dense: outputs of each of the products that it stands for
     """
 
     kind: str
@@ -46,36 +47,38 @@ class Part:
     inputs: int
     outputs: int
     dtype: torch.dtype
+    dense: tuple[int, ...] = ()
 
 
-def channel_linear(x: Tensor, weights: Sequence[Tensor], *rest: Any) -> list[Part]:
+def channel_linear(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], *rest: Any
+) -> list[Part]:
     """The parts of an srr::channel_linear that is called with these."""
-    return [_linear(x, weight) for weight in weights]
+    return [_linears(x, [weight for weight, _ in some]) for some in groups(weights, biases)]
 
 
 def neuron_mlp(x: Tensor, *given: Any) -> list[Part]:
     """The parts of an srr::neuron_mlp that is called with these."""
-    gate, up, down = given[0], given[2], given[4]
+    gate, gate_bias, up, up_bias, down = given[:5]
     whole_up = gate is not None and len(given) == 14 and given[13]
-    first = [] if gate is None else [_linear(x, gate)]
+    pairs = [(gate, gate_bias), (up, up_bias)][gate is None : 1 if whole_up else 2]
+    first = channel_linear(x, *zip(*pairs, strict=True))
     rows, (neurons, inputs) = _rows(x), up.shape
-    return [
-        *first,
-        Part("row", rows, inputs, neurons, x.dtype) if whole_up else _linear(x, up),
-        _linear(x, down),
-    ]
+    by_row = [Part("row", rows, inputs, neurons, x.dtype, (neurons,))] if whole_up else []
+    return [*first, *by_row, _linears(x, [down])]
 
 
 def head(x: Tensor, weight: Tensor, *given: Any) -> list[Part]:
-    """The parts of an srr::vocab_head that is called with these, but for its rotation."""
-    coarse: Tensor = given[3]
-    sizes = (_rows(x), weight.shape[1], weight.shape[0])
-    return [Part("head", *sizes, x.dtype), Part("coarse", *sizes, coarse.dtype)]
+    """The parts of an srr::vocab_head that is called with these, but for its rotation. Coarse logits come on top."""
+    (tokens, inputs), coarse = weight.shape, given[3]
+    sizes = (_rows(x), inputs, tokens)
+    return [Part("head", *sizes, x.dtype, (tokens,)), Part("coarse", *sizes, coarse.dtype)]
 
 
-def _linear(x: Tensor, weight: Tensor) -> Part:
-    kind = "channel" if laid_out_by_input(weight) else "dense"
-    return Part(kind, _rows(x), weight.shape[1], weight.shape[0], x.dtype)
+def _linears(x: Tensor, weights: Sequence[Tensor]) -> Part:
+    kind = "channel" if laid_out_by_input(weights[0]) else "dense"
+    sizes = tuple(weight.shape[0] for weight in weights)
+    return Part(kind, _rows(x), weights[0].shape[1], sum(sizes), x.dtype, sizes)
 
 
 def _rows(x: Tensor) -> int:
@@ -90,8 +93,7 @@ def worth_it(
     True where one cannot be measured: then nothing is known against them.
     """
     gated = [_milliseconds(part, device, timer) for part in parts]
-    # What is coarse stands for no dense product: it comes on top.
-    products = [Part("dense", *sizes) for kind, *sizes in map(_fields, parts) if kind != "coarse"]
+    products = [replace(part, kind="dense", outputs=size) for part in parts for size in part.dense]
     dense = [_milliseconds(part, device, timer) for part in products]
     known = [each for each in (*gated, *dense) if each is not None]
     if len(known) < len(gated) + len(dense):

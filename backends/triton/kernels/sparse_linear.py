@@ -6,7 +6,8 @@ x [B, K], 1 <= B <= 8; kept: lists of K channels (`lists.py`), in blocks; weight
 (1, N)), of x's dtype or int8; scale float32, for int8 alone: of each output [N], or of each channel for so many outputs
 [ceil(N / SCALE_BLOCK), K]; bias [N]; gate float32 [2], for its guard -> [B, N] of x's dtype; fp16, bf16 or fp32,
 accumulated in fp32. What is not listed is not read: an infinite weight there leaves no NaN. counters int64: three of
-them, from the `counter`-th on, are told what the gate kept, by one of the linears that read its lists.
+them, from the `counter`-th on, are told what the gate kept, by one of the linears that read its lists. Up to two others
+of the same channels, weights [N', K] and [N'', K] each with its bias, come along in the same launch: [B, N + N' + N''].
 
 One launch: each block of channels is a part of the sum, which a program writes in fp32, and the last of a column to
 arrive adds the parts up in their order. No atomic touches a value, so that the same input gives the same bits.
@@ -14,6 +15,7 @@ To skip by lists is worth their launch: where a kernel masks rows of weights out
 2024), masked ones cost instructions. On an H100 one that masks everything takes over half of a dense one's time.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,12 +76,19 @@ def sparse_linear(
     counters: Tensor | None = None,
     *,
     counter: int = 0,
+    others: Sequence[tuple[Tensor, Tensor | None]] = (),
     config: Config | None = None,
 ) -> Tensor:
     """Launch. Raises ValueError for what the kernel does not take."""
     rows, inputs = x.shape
-    outputs = weight.shape[0]
-    by_input = weight.stride(0) == 1 or outputs == 1
+    every = [weight, *(each for each, _ in others)]
+    sizes = [each.shape[0] for each in every]
+    outputs = sum(sizes)
+    by_input = all(each.stride(0) == 1 or each.shape[0] == 1 for each in every)
+    if len(others) > 2 or (others and scale is not None):
+        raise ValueError("sparse_linear takes two other weights at most, and scales for one alone")
+    if any((each is None) != (bias is None) for _, each in others):
+        raise ValueError("sparse_linear takes a bias for each of its weights, or for none")
     if not 1 <= rows <= MAX_ROWS or not by_input or x.stride(-1) != 1 or kept.count != inputs:
         raise ValueError(
             f"sparse_linear takes 1 to {MAX_ROWS} rows, lists of their channels and a weight by input, not"
@@ -92,11 +101,14 @@ def sparse_linear(
     if by_channel and SCALE_BLOCK % config.block_n:
         raise ValueError(f"scales of {SCALE_BLOCK} outputs cannot serve {config.block_n} at a time")
     out = x.new_empty(rows, outputs)
-    blocks, tiles = len(kept.counts), triton.cdiv(outputs, config.block_n)
+    blocks, tiles = len(kept.counts), sum(triton.cdiv(size, config.block_n) for size in sizes)
+    (one, two), absent = [*others, (None, None), (None, None)][:2], [0] * (3 - len(every))
+    widths = [*sizes, *absent]
+    strides = [*(each.stride(1) for each in every), *absent]
     parts = x.new_empty(blocks, rows, outputs, dtype=torch.float32) if blocks > 1 else None
     wrap_triton(_sparse_linear)[(tiles, blocks)](
         x, kept.units, kept.counts, kept.rows, kept.offered, gate, weight, scale, bias, out, parts,
-        counting(x, kept, tiles), counters, counter, inputs, outputs, blocks, x.stride(0), weight.stride(1),
+        counting(x, kept, tiles), counters, counter, *one, *two, inputs, *widths, blocks, x.stride(0), *strides,
         ROWS=rows, BLOCK=kept.block, BLOCKS=triton.next_power_of_2(blocks),
         BLOCK_K=config.block_k, BLOCK_N=config.block_n, STAGES=config.num_stages, DOT=config.dot or rows > 1,
         SCALE_BLOCK=SCALE_BLOCK if by_channel else 0,
@@ -129,14 +141,38 @@ def reference(
 @triton.jit(do_not_specialize=["blocks"])
 def _sparse_linear(
     x, units, counts, kept_rows, offered, gate, weight, scale, bias, out, parts, arrived, counters, counter,
-    inputs, outputs, blocks, stride_x, stride_k,
+    weight1, bias1, weight2, bias2, inputs, width, width1, width2, blocks, stride_x, stride_k, stride1, stride2,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, SCALE_BLOCK: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     part = tl.program_id(1)
-    n = tile * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = n < outputs
+    outputs = width + width1 + width2
+    local = tile
+    start = 0
+    if weight1 is not None:  # whose tile is it?
+        tiles = tl.cdiv(width, BLOCK_N)
+        second = tile >= tiles
+        tiles1 = tiles + tl.cdiv(width1, BLOCK_N)
+        local = tl.where(second, tile - tiles, tile)
+        start = tl.where(second, width, 0)
+        if weight2 is not None:
+            third = tile >= tiles1
+            local = tl.where(third, tile - tiles1, local)
+            start = tl.where(third, width + width1, start)
+            weight1 = tl.where(third, weight2, weight1)
+            stride1 = tl.where(third, stride2, stride1)
+            if bias is not None:
+                bias1 = tl.where(third, bias2, bias1)
+            width1 = tl.where(third, width2, width1)
+        weight = tl.where(second, weight1, weight)
+        stride_k = tl.where(second, stride1, stride_k)
+        if bias is not None:
+            bias = tl.where(second, bias1, bias)
+        width = tl.where(second, width1, width)
+    n = local * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = n < width
+    column = start + n
     count = tl.load(counts + part)
     if gate is not None:
         failed = guard_failed(kept_rows, gate, offered, inputs, blocks, ROWS, BLOCKS)
@@ -181,7 +217,7 @@ def _sparse_linear(
     if not DOT:
         total = tl.sum(wide, 0)[None, :]
     mine = (b < ROWS)[:, None] & inside[None, :]
-    at = b[:, None] * outputs + n[None, :]
+    at = b[:, None] * outputs + column[None, :]
     if BLOCKS > 1:
         tl.store(parts + part * ROWS * outputs + at, total, mask=mine)
         tl.debug_barrier()  # every thread's part is written before one of them says so
@@ -190,12 +226,12 @@ def _sparse_linear(
             # All parts of a row at once: one after the other each would wait for memory.
             each = tl.arange(0, BLOCKS)[:, None]
             for row in tl.static_range(ROWS):
-                place = parts + (each * ROWS + row) * outputs + n[None, :]
+                place = parts + (each * ROWS + row) * outputs + column[None, :]
                 found = tl.load(
                     place, mask=(each < blocks) & inside[None, :], other=0.0, cache_modifier=".cg"
                 )
                 added = tl.sum(found, 0)[None, :]
-                _finish(added, scale, bias, out, row * outputs + n[None, :], n, inside[None, :], inside)
+                _finish(added, scale, bias, out, row * outputs + column[None, :], n, inside[None, :], inside)
     else:
         _finish(total, scale, bias, out, at, n, mine, inside)
 
@@ -210,7 +246,14 @@ def _finish(total, scale, bias, out, at, n, mine, inside):
 
 
 def _ahead(
-    dtype: str, weight: str, rows: int, config: Config, *, gate: bool = False, by_channel: bool = False
+    dtype: str,
+    weight: str,
+    rows: int,
+    config: Config,
+    *,
+    gate: bool = False,
+    by_channel: bool = False,
+    weights: int = 1,
 ) -> Ahead:
     signature = {
         "x": f"*{dtype}",
@@ -223,15 +266,18 @@ def _ahead(
     signature |= {"scale": "*fp32"} if weight == "i8" else {}
     signature |= {"counters": "*i64"} if gate else {}
     signature |= {"gate": "*fp32"} if gate else {}
-    signature |= dict.fromkeys(("inputs", "outputs", "stride_x", "stride_k"), "i32:16")
+    signature |= dict.fromkeys(("weight1", "weight2")[: weights - 1], f"*{weight}")
+    numbers = ("width1", "width2", "stride1", "stride2")
+    signature |= dict.fromkeys(("inputs", "width", *numbers, "stride_x", "stride_k"), "i32:16")
     signature |= {"blocks": "i32", "counter": "i32"}
     constants: dict[str, Any] = {"ROWS": rows, "BLOCK": 256, "BLOCKS": 16, "BLOCK_K": config.block_k}
     constants |= {"BLOCK_N": config.block_n, "STAGES": config.num_stages, "DOT": config.dot or rows > 1}
     constants |= {"SCALE_BLOCK": SCALE_BLOCK if by_channel else 0}
-    constants |= dict.fromkeys({"scale", "bias", "gate", "counters", "offered"}.difference(signature))
+    optional = {"scale", "bias", "gate", "counters", "offered", "weight1", "weight2", "bias1", "bias2"}
+    constants |= dict.fromkeys(optional.difference(signature))
     kind = "dot" if config.dot else "add"
     name = f"sparse_linear[{dtype}, {weight}, {rows} rows, {kind}{', guard' if gate else ''}"
-    name += f"{', scales by channel' if by_channel else ''}]"
+    name += f"{', scales by channel' if by_channel else ''}{f', {weights} weights' if weights > 1 else ''}]"
     return Ahead(name, _sparse_linear, signature, constants, config.num_warps, config.num_stages)
 
 
@@ -244,6 +290,8 @@ AHEAD = (
     *(_ahead("fp32", "fp32", rows, Config(32, 64, 4, 4)) for rows in (1, 8)),
     _ahead("bf16", "bf16", 1, Config(16, 512, 4, 3, dot=False)),
     *(_ahead("bf16", "bf16", rows, Config(32, 128, 4, 6), gate=True) for rows in (1, 8)),
+    *(_ahead("bf16", "bf16", 1, Config(32, 128, 4, 6), gate=True, weights=weights) for weights in (2, 3)),
+    _ahead("bf16", "bf16", 8, Config(32, 128, 4, 6), gate=True, weights=3),
     _ahead("fp32", "i8", 1, Config(16, 512, 4, 3, dot=False), by_channel=True),
     _ahead("fp32", "i8", 8, Config(32, 128, 4, 4), by_channel=True),
 )

@@ -1,6 +1,6 @@
 """srr_triton::channel_linear: as srr::channel_linear, for 1 to 8 rows and weights laid out by input, by kernels.
 
-One launch lists the channels that a row keeps, and each linear reads those of its weight.
+One launch lists the channels that a row keeps, and another reads those of all the weights.
 """
 
 from collections.abc import Sequence
@@ -45,24 +45,52 @@ def factors(x: Tensor, probes: Tensor) -> Tensor:
 def over_lists(
     x: Tensor,
     kept: Kept,
-    weight: Tensor,
-    bias: Tensor | None,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
     gate: Tensor,
-    counters: Tensor | None,
+    counters: Tensor,
     config: Config,
     *,
     counter: int = 0,
 ) -> Tensor:
-    """The linear over the listed channels of x [B, K]: `sparse_linear`, where the weight is laid out by input.
+    """Linears over the listed channels of x [B, K], side by side: one launch where weights are laid out by input.
 
-    Otherwise, as where one parameter holds rows of `up` too, a dense one, with zeros for what is not listed.
+    Otherwise, as where one parameter holds rows of `up` too, dense ones, with zeros for what is not listed.
     """
-    if laid_out_by_input(weight):
-        return sparse_linear(
-            x, kept, weight, bias=bias, gate=gate, counters=counters, counter=counter, config=config
+    told: Tensor | None = counters
+    found = []
+    for some in groups(weights, biases):
+        if laid_out_by_input(some[0][0]):
+            (weight, bias), *others = some
+            found.append(
+                sparse_linear(
+                    x, kept, weight, None, bias, gate, told, counter=counter, others=others, config=config
+                )
+            )
+        else:
+            ((weight, bias),) = some
+            whole = replace(kept, counts=guarded(kept, gate, told, counter=counter))
+            found.append(F.linear(zero_unless(whole.mask(), x), weight, bias))
+        told = None  # once is enough
+    return found[0] if len(found) == 1 else torch.cat(found, -1)
+
+
+Pair = tuple[Tensor, Tensor | None]
+
+
+def groups(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[list[Pair]]:
+    """Successive weights, with their biases, that one launch takes: three at most, with biases or without."""
+    found: list[list[Pair]] = []
+    for pair in zip(weights, biases, strict=True):
+        last = found[-1] if found else []
+        alike = all(
+            laid_out_by_input(each[0]) and (each[1] is None) == (pair[1] is None) for each in (*last, pair)
         )
-    whole = replace(kept, counts=guarded(kept, gate, counters, counter=counter))
-    return F.linear(zero_unless(whole.mask(), x), weight, bias)
+        if last and len(last) < 3 and alike:
+            last.append(pair)
+        else:
+            found.append([pair])
+    return found
 
 
 def laid_out_by_input(weight: Tensor) -> bool:
@@ -82,15 +110,9 @@ def channel_linear(
     """Raises ValueError for what the kernels do not take; `lower.py` asks before."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     total = sum(len(weight) for weight in weights)
-    block = config_for(len(rows), rows.shape[1], total, x.dtype, x.device).block
-    kept = select(rows, norm, gate, None if emphasis is None else factors(rows, emphasis), block=block)
-    found = []
-    for index, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
-        config = config_for(len(rows), rows.shape[1], len(weight), x.dtype, x.device)
-        told = counters if index == 0 else None
-        found.append(over_lists(rows, kept, weight, bias, gate, told, config))
-    out = found[0] if len(found) == 1 else torch.cat(found, -1)
-    return out.reshape(*x.shape[:-1], total)
+    config = config_for(len(rows), rows.shape[1], total, x.dtype, x.device)
+    kept = select(rows, norm, gate, None if emphasis is None else factors(rows, emphasis), block=config.block)
+    return over_lists(rows, kept, weights, biases, gate, counters, config).reshape(*x.shape[:-1], total)
 
 
 op = torch.library.triton_op("srr_triton::channel_linear", channel_linear, mutates_args={"counters"})

@@ -2,7 +2,7 @@
 
 With `whole_up`, `up` is laid out by neuron, and the gates are three: channels of the gate's weight, rows of `up`,
 channels of `down`; five launches. Otherwise the neuron gate is not asked, and counts nothing, and `up` is read by
-channel as the gate is.
+channel along with the gate; four launches.
 """
 
 import torch
@@ -55,19 +55,15 @@ def neuron_mlp(
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     (batch, inputs), neurons, outputs = rows.shape, len(up_weight), len(down_weight)
     of_gates = (None, None, None) if emphasis is None else factors(rows, emphasis).unbind()
-    inner = config_for(batch, inputs, neurons, x.dtype, x.device)
+    by_channel = (
+        [up_weight] if gate_weight is None else [gate_weight] if whole_up else [gate_weight, up_weight]
+    )
+    biases = [up_bias] if gate_weight is None else [gate_bias] if whole_up else [gate_bias, up_bias]
+    inner = config_for(batch, inputs, len(by_channel) * neurons, x.dtype, x.device)
     last = config_for(batch, neurons, outputs, x.dtype, x.device)
     read = select(rows, input_norm, gates[0], of_gates[0], block=inner.block)
-    up: Tensor | None = None
-
-    def by_channel(weight: Tensor, bias: Tensor | None, told: Tensor | None) -> Tensor:
-        return over_lists(rows, read, weight, bias, gates[0], told, inner)
-
-    if gate_weight is None:
-        before = by_channel(up_weight, up_bias, counters)
-    else:
-        before = by_channel(gate_weight, gate_bias, counters)
-        up = None if whole_up else by_channel(up_weight, up_bias, None)
+    both = over_lists(rows, read, by_channel, biases, gates[0], counters, inner)
+    before, *others = torch.split_with_sizes(both, [neurons] * len(by_channel), -1)
     kept: Kept
     if gate_weight is not None and whole_up:
         acted, chosen = select_act(
@@ -79,9 +75,15 @@ def neuron_mlp(
         )  # fmt: skip
     else:
         hidden, kept = select_act(
-            before, down_norm, gates[2], up, of_gates[2], activation=activation, block=last.block
+            before,
+            down_norm,
+            gates[2],
+            others[0] if others else None,
+            of_gates[2],
+            activation=activation,
+            block=last.block,
         )
-    out = over_lists(hidden, kept, down_weight, down_bias, gates[2], counters, last, counter=6)
+    out = over_lists(hidden, kept, [down_weight], [down_bias], gates[2], counters, last, counter=6)
     return out.reshape(*x.shape[:-1], outputs)
 
 

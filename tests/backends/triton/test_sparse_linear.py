@@ -99,6 +99,28 @@ def test_lists_serve_one_launch_after_another() -> None:
     torch.testing.assert_close(sparse_linear(x, chosen, weight, config=config), first, rtol=0, atol=0)
 
 
+@settings(max_examples=25)
+@given(
+    rows=st.integers(1, 8),
+    inputs=st.integers(1, 90),
+    sizes=st.lists(st.integers(1, 90), min_size=2, max_size=3),
+    bias=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    config=CONFIGS,
+    seed=st.integers(0, 99),
+)
+def test_several_weights_in_one_launch(
+    rows: int, inputs: int, sizes: list[int], bias: bool, dtype: torch.dtype, config: Config, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    x, chosen = drawn(rows, inputs, 0.5, dtype)
+    pairs = [(by_input(size, inputs, dtype), torch.randn(size).to(dtype) if bias else None) for size in sizes]
+    (weight, added), *others = pairs
+    found = sparse_linear(x, chosen, weight, bias=added, others=others, config=config)
+    close(found, torch.cat([reference(x, chosen, w, bias=b) for w, b in pairs], -1))
+    assert not chosen.arrived.any()
+
+
 def test_more_tiles_than_channels() -> None:
     x, chosen = drawn(2, 70, 0.5, torch.float32, block=64)
     weight = by_input(4200, 70, torch.float32)
@@ -150,6 +172,13 @@ def test_what_does_not_fit() -> None:
     x, chosen = drawn(1, 8, 0.5, torch.float32)
     with pytest.raises(ValueError, match="weight by input"):
         sparse_linear(x, chosen, torch.zeros(16, 8))
+    weight = by_input(16, 8, torch.float32)
+    with pytest.raises(ValueError, match="two other weights at most"):
+        sparse_linear(x, chosen, weight, others=[(weight, None)] * 3)
+    with pytest.raises(ValueError, match="a bias for each"):
+        sparse_linear(x, chosen, weight, others=[(weight, torch.ones(16))])
+    with pytest.raises(ValueError, match="scales for one alone"):
+        sparse_linear(x, chosen, weight, torch.ones(16), others=[(weight, None)])
     with pytest.raises(ValueError, match="lists of 8"):
         sparse_linear(torch.zeros(1, 9), chosen, by_input(16, 9, torch.float32))
     with pytest.raises(ValueError, match="64 at a time"):

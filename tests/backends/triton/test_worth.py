@@ -32,18 +32,16 @@ def timed(gated: float, dense: float, seen: list[Any]) -> Callable[[tune.Call], 
     return timer
 
 
+def part(kind: str, rows: int, inputs: int, *dense: int, dtype: torch.dtype = torch.float32) -> Part:
+    return Part(kind, rows, inputs, sum(dense), dtype, dense)
+
+
+COARSE = Part("coarse", 1, 64, 480, torch.int8)
 PARTS = {
-    "linear": [Part("channel", 1, 64, 96, torch.float32)],
-    "mlp": [
-        Part("channel", 2, 64, 128, torch.float32),
-        Part("row", 2, 64, 128, torch.float32),
-        Part("channel", 2, 128, 64, torch.float32),
-    ],
-    "head": [Part("head", 1, 64, 480, torch.float32), Part("coarse", 1, 64, 480, torch.int8)],
-    "nothing by channel": [
-        Part("dense", 1, 64, 96, torch.float32),
-        Part("channel", 1, 64, 96, torch.float32),
-    ],
+    "linear": [part("channel", 1, 64, 96)],
+    "mlp": [part("channel", 2, 64, 128), part("row", 2, 64, 128), part("channel", 2, 128, 64)],
+    "head": [part("head", 1, 64, 480), COARSE],
+    "nothing by channel": [part("dense", 1, 64, 96), part("channel", 1, 64, 96)],
 }
 
 
@@ -59,6 +57,12 @@ def test_what_is_slower_is_not(name: str) -> None:
 
 def test_what_is_coarse_comes_on_top() -> None:
     assert not worth_it(PARTS["head"], CPU, timed(1.0, 1.5, []))
+
+
+def test_a_launch_of_three_stands_for_three_products() -> None:
+    both = timed(1.0, 0.4, [])
+    assert worth_it([part("channel", 1, 64, 32, 32, 32)], CPU, both)
+    assert not worth_it([part("channel", 1, 64, 32, 32)], CPU, both)
 
 
 def test_nothing_is_measured_twice() -> None:
@@ -102,15 +106,20 @@ def test_parts_of_ops() -> None:
         return torch.randn(inputs, outputs).t()
 
     x, by_row = torch.randn(1, 2, 8), torch.randn(12, 8)
-    kinds = [part.kind for part in channel_linear(x, [by_input(4, 8), by_row])]
-    assert kinds == ["channel", "dense"]
+    found = channel_linear(x, [by_input(4, 8), by_input(6, 8), by_row], [None] * 3)
+    assert [(each.kind, each.dense) for each in found] == [("channel", (4, 6)), ("dense", (12,))]
+    biased = channel_linear(x, [by_input(4, 8)] * 5, [None, None, *[torch.zeros(4)] * 3])
+    assert [each.dense for each in biased] == [(4, 4), (4, 4, 4)]
+    assert [each.dense for each in channel_linear(x, [by_input(4, 8)] * 4, [None] * 4)] == [(4, 4, 4), (4,)]
     mlp = (by_input(12, 8), None, by_row, None, by_input(8, 12), None, "silu", *[None] * 6)
-    assert [part.kind for part in neuron_mlp(x, *mlp, True)] == ["channel", "row", "channel"]
-    assert [part.kind for part in neuron_mlp(x, *mlp, False)] == ["channel", "dense", "channel"]
+    assert [each.kind for each in neuron_mlp(x, *mlp, True)] == ["channel", "row", "channel"]
+    assert [each.kind for each in neuron_mlp(x, *mlp, False)] == ["channel", "dense", "channel"]
+    both = (*mlp[:2], by_input(12, 8), *mlp[3:])
+    assert [each.dense for each in neuron_mlp(x, *both, False)] == [(12, 12), (8,)]
     plain = (None, None, by_input(12, 8), None, by_input(8, 12), None, "gelu", *[None] * 6)
-    assert [part.kind for part in neuron_mlp(x, *plain, False)] == ["channel", "channel"]
+    assert [each.kind for each in neuron_mlp(x, *plain, False)] == ["channel", "channel"]
     tokens = head(x, torch.randn(50, 8), None, None, None, torch.zeros(50, 8, dtype=torch.int8))
-    assert [(part.kind, part.rows, part.inputs, part.outputs) for part in tokens] == [
-        ("head", 2, 8, 50),
-        ("coarse", 2, 8, 50),
+    assert [(each.kind, each.rows, each.inputs, each.dense) for each in tokens] == [
+        ("head", 2, 8, (50,)),
+        ("coarse", 2, 8, ()),
     ]
