@@ -3,8 +3,6 @@
 import os
 from pathlib import Path
 
-import platformdirs
-
 from srrc.errors import CacheError
 
 CACHE_VARIABLE = "SRRC_CACHE_DIR"
@@ -14,7 +12,11 @@ CACHE_VARIABLE = "SRRC_CACHE_DIR"
 def cache_root() -> Path:
     """The cache folder, which may not exist yet: $SRRC_CACHE_DIR, or the platform's own place for caches."""
     given = os.environ.get(CACHE_VARIABLE)
-    return Path(given).expanduser() if given else platformdirs.user_cache_path("srrc")
+    if given:
+        return Path(given).expanduser()
+    import platformdirs  # kernels are also checked where nothing but torch and Triton is installed
+
+    return platformdirs.user_cache_path("srrc")
 
 
 def cache_folder(*parts: str) -> Path:

@@ -6,6 +6,7 @@ Needs torch (2.11 or later), Triton and the repository, nothing else. What fails
 import argparse
 import importlib
 import json
+import os
 import pkgutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from srrc.bench import gpu
 from srrc.bench.gpu import timing
 from srrc.bench.gpu.record import Ceilings, Check, Measurement
 from srrc.bench.gpu.timing import milliseconds
+from srrc.paths import CACHE_VARIABLE
 
 
 def ceilings() -> Ceilings:
@@ -84,6 +86,7 @@ def main(arguments: list[str]) -> int:
         say("no GPU that torch can use")
         return 2
     began = time.monotonic()
+    os.environ[CACHE_VARIABLE] = os.devnull  # what was measured on this card before is to change nothing
     chosen = [case for case in cases() if not options.only or case.NAME in options.only]
     if options.warm:
         timing.MODE.warming = True
