@@ -3,7 +3,8 @@
     gated_mlp(x, gate_weight, up_weight, down_weight, norms, thresholds, chosen=None) -> down(h)
     h = activation(gate(x)) * up(x) for the neurons that are kept
 
-x [B, K], 1 <= B <= 8; gate_weight, up_weight [I, K] by row; down_weight [N, I] by input (strides (1, N)); norms
+x [B, K], 1 <= B <= 8; gate_weight, up_weight [I, K] by row; down_weight [N, I] by input (strides (1, N)), all of x's
+dtype or int8, with scales float32 [2, I] (of gate and up) and down_scale float32 [N]; norms
 float32 [2, I]; thresholds float32 [2]; chosen: the lists (`lists.py`) that an estimator left, or None for all neurons
 -> [B, N] of x's dtype; fp16, bf16 or fp32, accumulated in fp32.
 
@@ -69,6 +70,8 @@ def gated_mlp(
     chosen: Kept | None = None,
     *,
     activation: str = "silu",
+    scales: Tensor | None = None,
+    down_scale: Tensor | None = None,
     config: Config | None = None,
     down_config: LinearConfig | None = None,
 ) -> Tensor:
@@ -81,9 +84,10 @@ def gated_mlp(
         thresholds,
         chosen,
         activation=activation,
+        scales=scales,
         config=config,
     )
-    return sparse_linear(hidden, kept, down_weight, config=down_config)
+    return sparse_linear(hidden, kept, down_weight, down_scale, config=down_config)
 
 
 def gated_hidden(
@@ -95,6 +99,7 @@ def gated_hidden(
     chosen: Kept | None = None,
     *,
     activation: str = "silu",
+    scales: Tensor | None = None,
     config: Config | None = None,
 ) -> tuple[Tensor, Kept]:
     """The first launch: h [B, I] of x's dtype, which holds nothing of sense where a neuron is not kept, and the lists.
@@ -111,6 +116,8 @@ def gated_hidden(
         raise ValueError(
             f"gated_hidden takes weights by row, not strides {gate_weight.stride()} and {up_weight.stride()}"
         )
+    if (gate_weight.dtype == torch.int8) != (scales is not None) or gate_weight.dtype != up_weight.dtype:
+        raise ValueError("gated_hidden takes scales with weights of int8, and with no others")
     if chosen is not None and chosen.count != neurons:
         raise ValueError(f"the lists are of {chosen.count} units, the MLP has {neurons} neurons")
     config = config or default_config(rows)
@@ -119,7 +126,7 @@ def gated_hidden(
     blocks = len(kept.counts)
     arrived = torch.zeros_like(kept.counts) if chosen is None else counting(x, chosen, blocks)
     wrap_triton(_gated_hidden)[(blocks * (kept.block // config.block_i),)](
-        x, gate_weight, up_weight, norms, thresholds,
+        x, gate_weight, up_weight, scales, norms, thresholds,
         None if chosen is None else chosen.units, None if chosen is None else chosen.counts,
         hidden, kept.units, kept.counts, kept.rows, kept.arrived, arrived,
         inputs, neurons, blocks, x.stride(0), gate_weight.stride(0),
@@ -138,9 +145,15 @@ def reference(
     chosen: Tensor | None = None,
     *,
     activation: str = "silu",
+    scales: Tensor | None = None,
 ) -> Tensor:
     """The truth for `gated_hidden`, in float64: h, zero where a neuron is not kept. chosen: bool [I]."""
     wide = x.double()
+    if scales is not None:
+        gate_weight, up_weight = (
+            gate_weight * scales[0, :, None].double(),
+            up_weight * scales[1, :, None].double(),
+        )
     acted = activations.lookup(activation).forward(F.linear(wide, gate_weight.double()))
     keep = ~(acted.abs() * norms[0] <= thresholds[0]).all(0)
     keep = keep if chosen is None else keep & chosen
@@ -150,8 +163,8 @@ def reference(
 
 @triton.jit(do_not_specialize=["blocks"])
 def _gated_hidden(
-    x, gate_weight, up_weight, norms, thresholds, chosen, chosen_counts, hidden, units, counts, kept_rows, zeros,
-    arrived, inputs, neurons, blocks, stride_x, stride_i,
+    x, gate_weight, up_weight, scales, norms, thresholds, chosen, chosen_counts, hidden, units, counts, kept_rows,
+    zeros, arrived, inputs, neurons, blocks, stride_x, stride_i,
     ROWS: tl.constexpr, BLOCK_B: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -165,6 +178,8 @@ def _gated_hidden(
         i = tl.load(chosen + i)
     alive = place < count
     acted = row_products(x, gate_weight, i, alive, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K)
+    if scales is not None:
+        acted *= tl.load(scales + i, mask=alive, other=0.0)[None, :]
     acted = activate(acted, ACTIVATION)
     dropped = tl.abs(acted) * tl.load(norms + i, mask=alive, other=0.0)[None, :] <= tl.load(thresholds)
     if ROWS == 1:
@@ -174,6 +189,8 @@ def _gated_hidden(
         dropped |= (b >= ROWS)[:, None]
     wanted = alive & (tl.min(dropped.to(tl.int32), 0) == 0)
     value = acted * row_products(x, up_weight, i, wanted, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K)
+    if scales is not None:
+        value *= tl.load(scales + neurons + i, mask=alive, other=0.0)[None, :]
     value = tl.where(wanted[None, :], value, 0.0).to(hidden.dtype.element_ty)
     tl.store(hidden + b[:, None] * neurons + i[None, :], value, mask=(b < ROWS)[:, None] & alive[None, :])
     tl.debug_barrier()  # every thread's part is written before one of them says so
@@ -223,12 +240,14 @@ def row_products(
                 other=0.0,
             )
             w = tl.load(row + start + k[None, :], mask=alive[:, None] & within[None, :], other=0.0)
-            total = tl.dot(value, tl.trans(w), total, input_precision="ieee")
+            total = tl.dot(value, tl.trans(w.to(value.dtype)), total, input_precision="ieee")
     return total
 
 
-def _ahead(dtype: str, rows: int, *, chosen: bool) -> Ahead:
-    signature = dict.fromkeys(("x", "gate_weight", "up_weight", "hidden"), f"*{dtype}")
+def _ahead(dtype: str, rows: int, *, chosen: bool, eight: bool = False) -> Ahead:
+    signature = dict.fromkeys(("x", "hidden"), f"*{dtype}")
+    signature |= dict.fromkeys(("gate_weight", "up_weight"), "*i8" if eight else f"*{dtype}")
+    signature |= {"scales": "*fp32"} if eight else {}
     signature |= dict.fromkeys(("norms", "thresholds"), "*fp32")
     signature |= dict.fromkeys(("units", "counts", "kept_rows", "zeros", "arrived"), "*i32")
     signature |= dict.fromkeys(("chosen", "chosen_counts"), "*i32") if chosen else {}
@@ -237,11 +256,13 @@ def _ahead(dtype: str, rows: int, *, chosen: bool) -> Ahead:
     constants = {"ROWS": rows, "BLOCK_B": rows, "ACTIVATION": "silu", "BLOCK": config.block}
     constants |= {"BLOCK_I": config.block_i, "BLOCK_K": config.block_k}
     constants |= {} if chosen else {"chosen": None, "chosen_counts": None}
-    name = f"gated_hidden[{dtype}, {rows} rows{', chosen' if chosen else ''}]"
+    constants |= {} if eight else {"scales": None}
+    name = f"gated_hidden[{dtype}, {rows} rows{', chosen' if chosen else ''}{', int8' if eight else ''}]"
     return Ahead(name, _gated_hidden, signature, constants, config.num_warps, config.num_stages)
 
 
 AHEAD = (
     *(_ahead(dtype, rows, chosen=False) for dtype in ("bf16", "fp16", "fp32") for rows in (1, 8)),
     *(_ahead("bf16", rows, chosen=True) for rows in (1, 8)),
+    *(_ahead("bf16", rows, chosen=True, eight=True) for rows in (1, 8)),
 )

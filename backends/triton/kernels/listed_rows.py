@@ -4,10 +4,11 @@
     h = acted * (weight @ x + bias) for the neurons that are listed, 0 for the others
 
 x [B, K], 1 <= B <= 8; acted [B, I], the activation of the gate; kept: lists of I neurons (`lists.py`); weight [I, K] by
-row; bias [I]; norm float32 [I]; gate float32 [2, 2]: (threshold, min_kept) of the lists, for their guard, and of h;
-emphasis float32 [B] or None, of h -> h [B, I] of x's dtype, and lists of the neurons of h that are kept: |h| * norm,
-times the row's emphasis, exceeds the threshold; the guard's fraction is of those that were listed. fp16, bf16 or fp32,
-accumulated in fp32. counters int64: three of them, from the `counter`-th on, are told what the lists kept.
+row, of x's dtype or int8 with scale float32 [I]; bias [I]; norm float32 [I]; gate float32 [2, 2]: (threshold, min_kept)
+of the lists, for their guard, and of h; emphasis float32 [B] or None, of h -> h [B, I] of x's dtype, and lists of the
+neurons of h that are kept: |h| * norm, times the row's emphasis, exceeds the threshold; the guard's fraction is of
+those that were listed. fp16, bf16 or fp32, accumulated in fp32. counters int64: three of them, from the `counter`-th
+on, are told what the lists kept.
 
 The rows of a block of neurons are its programs' to compute; the last to arrive lists what is left of them.
 Source: CATS (Lee et al. 2024).
@@ -46,6 +47,7 @@ def listed_rows(
     counters: Tensor | None = None,
     *,
     counter: int = 0,
+    scale: Tensor | None = None,
     config: Config | None = None,
 ) -> tuple[Tensor, Kept]:
     """Launch. Raises ValueError for what the kernel does not take."""
@@ -60,6 +62,8 @@ def listed_rows(
         raise ValueError(
             f"listed_rows takes {rows} rows of {neurons} activations in one piece, and two gate records"
         )
+    if (weight.dtype == torch.int8) != (scale is not None):
+        raise ValueError("listed_rows takes a scale with a weight of int8, and with no other")
     config = config or default_config(rows)
     if kept.block % config.block_i:
         raise ValueError(f"lists in blocks of {kept.block} cannot be computed {config.block_i} at a time")
@@ -68,7 +72,7 @@ def listed_rows(
     left = empty(x, rows, neurons, kept.block)
     offered = torch.empty_like(kept.counts)
     wrap_triton(_listed_rows)[(blocks * (kept.block // config.block_i),)](
-        x, acted, weight, bias, norm, gate, emphasis, kept.units, kept.counts, kept.rows, hidden,
+        x, acted, weight, scale, bias, norm, gate, emphasis, kept.units, kept.counts, kept.rows, hidden,
         left.units, left.counts, left.rows, left.arrived, offered, counting(x, kept, blocks), counters, counter,
         inputs, neurons, blocks, x.stride(0), weight.stride(0), gate.stride(0),
         ROWS=rows, BLOCK_B=triton.next_power_of_2(rows), BLOCK=kept.block, BLOCKS=triton.next_power_of_2(blocks),
@@ -78,18 +82,25 @@ def listed_rows(
 
 
 def reference(
-    x: Tensor, acted: Tensor, kept: Kept, weight: Tensor, gate: Tensor, bias: Tensor | None = None
+    x: Tensor,
+    acted: Tensor,
+    kept: Kept,
+    weight: Tensor,
+    gate: Tensor,
+    bias: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The truth, in float64: h rounded to x's dtype, and which neurons are listed, bool [I]."""
     counts = guarded(kept, gate[0])
     alive = Kept(kept.units, counts, kept.rows, kept.arrived, kept.count).mask()
-    inner = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    weight = weight.double() if scale is None else weight * scale.double()[:, None]
+    inner = F.linear(x.double(), weight, None if bias is None else bias.double())
     return torch.where(alive, acted.double() * inner, 0.0).to(x.dtype), alive
 
 
 @triton.jit(do_not_specialize=["blocks"])
 def _listed_rows(
-    x, acted, weight, bias, norm, gate, emphasis, units, counts, kept_rows, hidden,
+    x, acted, weight, scale, bias, norm, gate, emphasis, units, counts, kept_rows, hidden,
     left, left_counts, left_rows, zeros, offered, arrived, counters, counter,
     inputs, neurons, blocks, stride_x, stride_i, stride_g,
     ROWS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
@@ -108,6 +119,8 @@ def _listed_rows(
     there = place < whole
     alive = place < count
     inner = row_products(x, weight, i, alive, inputs, stride_x, stride_i, ROWS, BLOCK_I, BLOCK_K)
+    if scale is not None:
+        inner *= tl.load(scale + i, mask=alive, other=0.0)[None, :]
     if bias is not None:
         inner += tl.load(bias + i, mask=alive, other=0.0).to(tl.float32)[None, :]
     if ROWS == 1:
@@ -140,7 +153,7 @@ def _listed_rows(
         list_units(kept_by, unit, left, left_counts, left_rows, zeros, block, blocks, ROWS, BLOCK_B, BLOCK)
 
 
-def _ahead(dtype: str, rows: int) -> Ahead:
+def _ahead(dtype: str, rows: int, *, eight: bool = False) -> Ahead:
     signature = dict.fromkeys(("x", "acted", "weight", "hidden"), f"*{dtype}") | dict.fromkeys(
         ("norm", "gate"), "*fp32"
     )
@@ -158,11 +171,16 @@ def _ahead(dtype: str, rows: int) -> Ahead:
     signature |= dict.fromkeys(lists, "*i32") | {"counters": "*i64", "counter": "i32"}
     signature |= dict.fromkeys(("inputs", "neurons", "stride_x", "stride_i"), "i32:16")
     signature |= dict.fromkeys(("blocks", "stride_g"), "i32")
+    signature |= {"weight": "*i8", "scale": "*fp32"} if eight else {}
     config = default_config(rows)
     constants = {"ROWS": rows, "BLOCK_B": rows, "BLOCK": 256, "BLOCKS": 64, "bias": None, "emphasis": None}
     constants |= {"BLOCK_I": config.block_i, "BLOCK_K": config.block_k}
-    name = f"listed_rows[{dtype}, {rows} rows]"
+    constants |= {} if eight else {"scale": None}
+    name = f"listed_rows[{dtype}, {rows} rows{', int8' if eight else ''}]"
     return Ahead(name, _listed_rows, signature, constants, config.num_warps, config.num_stages)
 
 
-AHEAD = tuple(_ahead(dtype, rows) for dtype in ("bf16", "fp16", "fp32") for rows in (1, 8))
+AHEAD = (
+    *(_ahead(dtype, rows) for dtype in ("bf16", "fp16", "fp32") for rows in (1, 8)),
+    *(_ahead("bf16", rows, eight=True) for rows in (1, 8)),
+)

@@ -10,6 +10,7 @@ from srrc.backends.triton.kernels import lists
 from srrc.backends.triton.kernels.activate import KNOWN
 from srrc.backends.triton.kernels.gated_mlp import Config, gated_hidden, gated_mlp, reference
 from srrc.backends.triton.kernels.lists import Kept
+from srrc.backends.triton.kernels.sparse_linear import Config as LinearConfig
 
 
 def weights(neurons: int, inputs: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -109,11 +110,39 @@ def test_lists_serve_one_launch_after_another() -> None:
     assert torch.equal(kept_values(first), kept_values(again))
 
 
+@settings(max_examples=15)
+@given(rows=st.integers(1, 8), inputs=st.integers(1, 60), neurons=st.integers(1, 90), seed=st.integers(0, 99))
+def test_weights_of_eight_bits(rows: int, inputs: int, neurons: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    gate, up = torch.randint(-127, 128, (2, neurons, inputs), dtype=torch.int8)
+    down = torch.randint(-127, 128, (neurons, 30), dtype=torch.int8).t()
+    x, scales, down_scale = torch.randn(rows, inputs), torch.rand(2, neurons) / 100, torch.rand(30)
+    rest = (torch.ones(2, neurons), torch.tensor([0.3, 0.0]))
+    config, last = Config(16, 32, 1, block=32), LinearConfig(16, 32, 1, 2)
+    found = gated_mlp(
+        x,
+        gate,
+        up,
+        down,
+        *rest,
+        activation="relu",
+        scales=scales,
+        down_scale=down_scale,
+        config=config,
+        down_config=last,
+    )
+    hidden = reference(x, gate, up, *rest, activation="relu", scales=scales)
+    truth = hidden.double() @ (down * down_scale[:, None]).t().double()
+    assert float((found - truth).norm()) <= 1e-3 * max(1.0, float(truth.norm()))
+
+
 def test_errors() -> None:
     gate, up = weights(40, 16, torch.float32)
     rest = (torch.ones(2, 40), torch.zeros(2))
     with pytest.raises(ValueError, match="1 to 8 rows"):
         gated_hidden(torch.zeros(9, 16), gate, up, *rest)
+    with pytest.raises(ValueError, match="scales with weights of int8"):
+        gated_hidden(torch.zeros(1, 16), gate.to(torch.int8), up.to(torch.int8), *rest)
     with pytest.raises(ValueError, match="'swish'"):
         gated_hidden(torch.zeros(1, 16), gate, up, *rest, activation="swish")
     with pytest.raises(ValueError, match="lists are of 39 units"):

@@ -73,6 +73,19 @@ def test_equals_the_reference(
     assert not kept.arrived.any()
 
 
+@settings(max_examples=15)
+@given(rows=st.integers(1, 8), inputs=st.integers(1, 70), neurons=st.integers(1, 90), seed=st.integers(0, 99))
+def test_weights_of_eight_bits(rows: int, inputs: int, neurons: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    x, acted, scale = torch.randn(rows, inputs), torch.randn(rows, neurons), torch.rand(neurons)
+    weight = torch.randint(-127, 128, (neurons, inputs), dtype=torch.int8)
+    norm, gates = torch.ones(neurons), torch.tensor([[0.4, 0.0], [0.5, 0.0]])
+    kept = lists.reference(acted.abs(), gates[0], 32)
+    hidden, _ = listed_rows(x, acted, kept, weight, norm, gates, scale=scale, config=SMALL)
+    truth, _ = reference(x, acted, kept, weight, gates, scale=scale)
+    torch.testing.assert_close(hidden, truth, rtol=1e-5, atol=2e-3)
+
+
 def test_rows_that_are_not_listed_are_not_read() -> None:
     x, acted, weight = torch.randn(1, 16), torch.randn(1, 40), torch.randn(40, 16)
     keep = torch.rand(40) < 0.5
@@ -89,6 +102,12 @@ def test_rows_that_are_not_listed_are_not_read() -> None:
         (torch.zeros(9, 4), torch.zeros(9, 8), torch.zeros(8, 4), "1 to 8 rows"),
         (torch.zeros(1, 4), torch.zeros(1, 8), torch.zeros(4, 8).t(), "a weight by row"),
         (torch.zeros(1, 4), torch.zeros(1, 9), torch.zeros(8, 4), "8 activations in one piece"),
+        (
+            torch.zeros(1, 4),
+            torch.zeros(1, 8),
+            torch.zeros(8, 4, dtype=torch.int8),
+            "a scale with a weight of int8",
+        ),
     ],
 )
 def test_what_does_not_fit(x: Tensor, acted: Tensor, weight: Tensor, said: str) -> None:
