@@ -1,12 +1,14 @@
 """Which units are worth computing, by an estimate of low rank that knows its own uncertainty, listed block by block.
 
-    estimator(x, projection, decoder, norm, gate, spread=None) -> Kept
+    estimator(x, projection, decoder, norm, gate, spread=None, projection_scale=None, decoder_scale=None) -> Kept
 
 x [B, K], 1 <= B <= 8; projection [R, K] and decoder [I, R], R <= 128, by row; fp16, bf16 or fp32, accumulated in fp32.
+Or both weights are int8, with a scale for the sum of each of their rows, float32 [R] and [I]; no others have scales.
 norm (what a unit is worth) and spread (its residual: what the estimate leaves open) float32 [I]; gate float32 [2]:
 (threshold, min_kept), as `srrc.ops.gate` says.
 
-    estimate = decoder @ (projection @ x);  score = sqrt(estimate^2 + (spread * rms(x))^2) * norm
+    estimate = decoder @ (projection @ x * projection_scale) * decoder_scale
+    score = sqrt(estimate^2 + (spread * rms(x))^2) * norm
 
 A unit is kept unless its score <= threshold: NaN is, and a negative threshold keeps everything. Rows share the union,
 listed block by block (`lists.py`).
@@ -18,6 +20,7 @@ Source of the idea: Deja Vu (Liu et al. 2023), whose predictors do not know what
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -63,6 +66,8 @@ def estimator(
     norm: Tensor,
     gate: Tensor,
     spread: Tensor | None = None,
+    projection_scale: Tensor | None = None,
+    decoder_scale: Tensor | None = None,
     *,
     config: Config | None = None,
 ) -> Kept:
@@ -75,6 +80,14 @@ def estimator(
     for per_unit in (norm,) if spread is None else (norm, spread):
         if per_unit.shape != (count,) or not per_unit.is_contiguous():
             raise ValueError(f"estimator takes a norm and a spread for each of {count} units, in one piece")
+    scales = (projection_scale, rank), (decoder_scale, count)
+    if len({t.dtype == torch.int8 for t in (projection, decoder)} | {s is not None for s, _ in scales}) > 1:
+        raise ValueError("estimator takes two weights of int8, each with a scale, or two without")
+    for scale, size in scales:
+        if scale is not None and (
+            scale.dtype != torch.float32 or scale.shape != (size,) or not scale.is_contiguous()
+        ):
+            raise ValueError(f"estimator takes a float32 scale for each of {size} rows, in one piece")
     config = config or default_config(x, rank)
     early = config.early and not config.fused
     parts = triton.cdiv(inputs, config.block_k)
@@ -88,7 +101,8 @@ def estimator(
             ROWS=rows, RANK=rank, BLOCK_B=triton.next_power_of_2(rows), BLOCK_K=config.block_k, EARLY=early,
         )  # fmt: skip
     wrap_triton(_estimate)[(blocks,)](
-        x, projection, decoder, spread, norm, gate, z, found.units, found.counts, found.rows, found.arrived,
+        x, projection, decoder, projection_scale, decoder_scale, spread, norm, gate, z,
+        found.units, found.counts, found.rows, found.arrived,
         inputs, count, blocks, x.stride(0), projection.stride(0), decoder.stride(0),
         ROWS=rows, RANK=rank, PARTS=parts, BLOCK_B=triton.next_power_of_2(rows), BLOCK_R=triton.next_power_of_2(rank),
         BLOCK=config.block, BLOCK_K=config.block_k, EARLY=early,
@@ -97,10 +111,21 @@ def estimator(
     return found
 
 
-def scores(x: Tensor, projection: Tensor, decoder: Tensor, norm: Tensor, spread: Tensor | None) -> Tensor:
+def scores(
+    x: Tensor,
+    projection: Tensor,
+    decoder: Tensor,
+    norm: Tensor,
+    spread: Tensor | None,
+    projection_scale: Tensor | None = None,
+    decoder_scale: Tensor | None = None,
+) -> Tensor:
     """The truth: what is compared with the threshold, [B, I], in float64; `lists.reference` makes lists of it."""
     wide = x.double()
-    estimate = F.linear(F.linear(wide, projection.double()), decoder.double())
+    low = F.linear(wide, projection.double())
+    low = low if projection_scale is None else low * projection_scale.double()
+    estimate = F.linear(low, decoder.double())
+    estimate = estimate if decoder_scale is None else estimate * decoder_scale.double()
     if spread is not None:
         doubt = spread.double() * wide.square().mean(1, keepdim=True).sqrt()
         estimate = (estimate.square() + doubt.square()).sqrt()
@@ -129,7 +154,7 @@ def _project(
 
 @triton.jit
 def _estimate(
-    x, projection, decoder, spread, norm, gate, z, units, counts, rows, arrived,
+    x, projection, decoder, projection_scale, decoder_scale, spread, norm, gate, z, units, counts, rows, arrived,
     inputs, count, blocks, stride_x, stride_p, stride_d,
     ROWS: tl.constexpr, RANK: tl.constexpr, PARTS: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_R: tl.constexpr,
     BLOCK: tl.constexpr, BLOCK_K: tl.constexpr, EARLY: tl.constexpr,
@@ -143,6 +168,9 @@ def _estimate(
     worth = tl.load(norm + unit, mask=inside, other=0.0)
     if spread is not None:
         open_part = tl.load(spread + unit, mask=inside, other=0.0)
+    if projection_scale is not None:
+        low_scale = tl.load(projection_scale + r, mask=r < RANK, other=0.0)
+        unit_scale = tl.load(decoder_scale + unit, mask=inside, other=0.0)
     threshold = tl.load(gate)
     tl.debug_barrier()  # all of these loads are under way before one is waited for: ptxas would save registers instead
     if EARLY:
@@ -158,11 +186,15 @@ def _estimate(
                 at = z + (part * ROWS + b) * (RANK // 4 * 4 + 4)
                 low += tl.load(at + r, mask=r < RANK, other=0.0)
                 power += tl.load(at + RANK)
+        if projection_scale is not None:
+            low *= low_scale
         lows += (low,)  # type: ignore[assignment]
         powers += (power,)  # type: ignore[assignment]
     kept_by = tl.zeros((BLOCK,), tl.int32)  # a bit for each row
     for b in tl.static_range(ROWS):
         score = tl.sum(table.to(tl.float32) * lows[b][None, :], 1)
+        if decoder_scale is not None:
+            score *= unit_scale
         if spread is not None:
             doubt = open_part * tl.sqrt(powers[b] / inputs)
             score = tl.sqrt(score * score + doubt * doubt)
@@ -188,25 +220,38 @@ def _low(x, projection, inputs, stride_p, RANK: tl.constexpr, BLOCK_R: tl.conste
     return tl.sum(wide, 1), tl.sum(square, 0)
 
 
-def _ahead(dtype: str, rows: int, rank: int, config: Config, *, spread: bool = True) -> Ahead:
-    constants = {"ROWS": rows, "RANK": rank, "BLOCK_B": rows, "BLOCK_R": rank, "PARTS": 2 if rows == 1 else 4}
-    constants |= {"BLOCK": config.block, "BLOCK_K": config.block_k, "EARLY": False}
+def _ahead(
+    dtype: str, rows: int, rank: int, config: Config, *, spread: bool = True, int8: bool = False
+) -> Ahead:
+    constants: dict[str, Any] = {"ROWS": rows, "RANK": rank, "BLOCK_B": rows, "BLOCK_R": rank}
+    constants |= {
+        "PARTS": 2 if rows == 1 else 4,
+        "BLOCK": config.block,
+        "BLOCK_K": config.block_k,
+        "EARLY": False,
+    }
     absent = dict.fromkeys((*(() if spread else ("spread",)), *(("z",) if config.fused else ())))
+    scales = ("projection_scale", "decoder_scale")
     signature = dict.fromkeys(("x", "projection", "decoder"), f"*{dtype}")
+    if int8:
+        signature |= {"projection": "*i8", "decoder": "*i8"} | dict.fromkeys(scales, "*fp32")
     signature |= dict.fromkeys(("norm", "gate", "spread", "z"), "*fp32")
     signature |= dict.fromkeys(("units", "counts", "rows", "arrived"), "*i32")
     signature |= dict.fromkeys(("inputs", "count", "blocks", "stride_x", "stride_p", "stride_d"), "i32:16")
     signature = {name: kind for name, kind in signature.items() if name not in absent}
-    name = f"estimator[{', '.join((dtype, f'{rows} rows', f'rank {rank}', *(f'no {a}' for a in absent)))}]"
+    constants |= {} if int8 else dict.fromkeys(scales)
+    kind = (dtype, "i8") if int8 else (dtype,)
+    name = f"estimator[{', '.join((*kind, f'{rows} rows', f'rank {rank}', *(f'no {a}' for a in absent)))}]"
     return Ahead(name, _estimate, signature, constants | absent, config.num_warps)
 
 
-def _ahead_project(dtype: str, rows: int) -> Ahead:
+def _ahead_project(dtype: str, rows: int, *, int8: bool = False) -> Ahead:
     block_k = min(2048, 8192 // rows)
     constants = {"ROWS": rows, "RANK": 64, "BLOCK_B": rows, "BLOCK_K": block_k, "EARLY": False}
-    signature = {"x": f"*{dtype}", "projection": f"*{dtype}", "z": "*fp32"}
+    signature = {"x": f"*{dtype}", "projection": "*i8" if int8 else f"*{dtype}", "z": "*fp32"}
     signature |= dict.fromkeys(("inputs", "stride_x", "stride_p"), "i32:16")
-    return Ahead(f"estimator, projection[{dtype}, {rows} rows]", _project, signature, constants)
+    name = f"estimator, projection[{dtype}{', i8' if int8 else ''}, {rows} rows]"
+    return Ahead(name, _project, signature, constants)
 
 
 AHEAD = (
@@ -215,4 +260,7 @@ AHEAD = (
     *(_ahead("bf16", rows, 128, Config(num_warps=8)) for rows in (1, 8)),
     *(_ahead(dtype, 1, 64, Config(block_k=64, fused=True)) for dtype in ("bf16", "fp16", "fp32")),
     _ahead("bf16", 1, 64, Config(), spread=False),
+    _ahead_project("bf16", 1, int8=True),
+    _ahead("bf16", 1, 64, Config(), int8=True),
+    _ahead("bf16", 1, 64, Config(block_k=64, fused=True), int8=True),
 )

@@ -1,13 +1,15 @@
 """Grouped linear: each pair of a token and an expert through its expert's weight, in one launch.
 
-    grouped_linear(x, weight, order, offsets, pair_weight=None) -> out[i] = x[order[i]] @ weight[e].T * pair_weight[i]
+    grouped_linear(x, weight, order, offsets, pair_weight=None, scale=None) -> out
+    out[i] = x[order[i]] @ weight[e].T * scale[e] * pair_weight[i]
 
     x            [T, K], contiguous rows of fp16, bf16 or fp32
-    weight       [E, N, K] of x's dtype; any strides of which N's or K's is 1
+    weight       [E, N, K] of x's dtype or int8; any strides of which N's or K's is 1
     order        int32 [P], the row of x that pair i reads; None where x has a row for each pair, in their order
     offsets      int32 [E + 1], rising: e's pairs are offsets[e] to offsets[e + 1]. Pairs from offsets[E] on are of no
                  expert (a router dropped them), and their rows of the result are 0
     pair_weight  float32 [P], the router's
+    scale        float32 [E, N], for a weight of int8 and for no other
     out          [P, N] of x's dtype, accumulated in fp32
 
 `route` makes order and offsets of a router's choice. Which tile is whose is found on the device: the grid has as many
@@ -18,6 +20,7 @@ Source: grouped products of MegaBlocks (Gale et al. 2022).
 
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import triton
@@ -100,11 +103,12 @@ def grouped_linear(
     order: Tensor | None,
     offsets: Tensor,
     pair_weight: Tensor | None = None,
+    scale: Tensor | None = None,
     *,
     config: Config | None = None,
 ) -> Tensor:
     """Launch. Raises ValueError for what the kernel does not take."""
-    _demand(x, weight, order, offsets, pair_weight)
+    _demand(x, weight, order, offsets, pair_weight, scale)
     experts, outputs, inputs = weight.shape
     pairs = (x if order is None else order).shape[0]
     out = x.new_empty(pairs, outputs)
@@ -113,7 +117,7 @@ def grouped_linear(
     config = config or default_config(pairs, experts, x.dtype)
     tiles_m = tiles(pairs, experts, config.block_m)
     wrap_triton(_grouped_linear)[(tiles_m * triton.cdiv(outputs, config.block_n),)](
-        x, weight, order, offsets, pair_weight, out,
+        x, weight, order, offsets, pair_weight, scale, out,
         tiles_m, pairs, experts, outputs, inputs, x.stride(0), *weight.stride(),
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
         BLOCK_E=triton.next_power_of_2(experts + 1), EVEN_K=inputs % config.block_k == 0,
@@ -123,7 +127,12 @@ def grouped_linear(
 
 
 def _demand(
-    x: Tensor, weight: Tensor, order: Tensor | None, offsets: Tensor, pair_weight: Tensor | None
+    x: Tensor,
+    weight: Tensor,
+    order: Tensor | None,
+    offsets: Tensor,
+    pair_weight: Tensor | None,
+    scale: Tensor | None,
 ) -> None:
     """Raise ValueError unless the kernel takes these."""
     if (
@@ -136,28 +145,37 @@ def _demand(
             f"grouped_linear takes x [tokens, inputs] and weight [1 to {MAX_EXPERTS}, outputs, inputs], not"
             f" {tuple(x.shape)} and {tuple(weight.shape)}"
         )
-    if x.dtype not in DTYPES or weight.dtype != x.dtype:
+    if x.dtype not in DTYPES or weight.dtype not in {x.dtype, torch.int8}:
         raise ValueError(
-            f"grouped_linear takes fp16, bf16 or fp32, the same twice, not {x.dtype} and {weight.dtype}"
+            f"grouped_linear takes fp16, bf16 or fp32, the same twice or a weight of int8, not"
+            f" {x.dtype} and {weight.dtype}"
         )
+    if (weight.dtype == torch.int8) != (scale is not None):
+        raise ValueError("grouped_linear takes a scale with a weight of int8, and with no other")
     if x.stride(1) != 1 or 1 not in weight.stride()[1:]:
         raise ValueError(
             f"grouped_linear takes contiguous rows, not strides {x.stride()} and {weight.stride()}"
         )
     pairs = (x if order is None else order).shape[0]
-    lists = {"order": (order, torch.int32, pairs), "offsets": (offsets, torch.int32, len(weight) + 1)}
-    lists["pair_weight"] = pair_weight, torch.float32, pairs
-    for name, (found, dtype, size) in lists.items():
+    lists = {"order": (order, torch.int32, [pairs]), "offsets": (offsets, torch.int32, [len(weight) + 1])}
+    lists["pair_weight"] = pair_weight, torch.float32, [pairs]
+    lists["scale"] = scale, torch.float32, [*weight.shape[:2]]
+    for name, (found, dtype, shape) in lists.items():
         if found is not None and (
-            found.dtype != dtype or found.shape != (size,) or not found.is_contiguous()
+            found.dtype != dtype or list(found.shape) != shape or not found.is_contiguous()
         ):
             raise ValueError(
-                f"grouped_linear takes {name} [{size}] of {dtype}, not {tuple(found.shape)} of {found.dtype}"
+                f"grouped_linear takes {name} {shape} of {dtype}, not {tuple(found.shape)} of {found.dtype}"
             )
 
 
 def reference(
-    x: Tensor, weight: Tensor, order: Tensor | None, offsets: Tensor, pair_weight: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    order: Tensor | None,
+    offsets: Tensor,
+    pair_weight: Tensor | None = None,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """The truth, in float64: an expert at a time."""
     rows = x if order is None else x[order.long()]
@@ -165,12 +183,14 @@ def reference(
     bounds = offsets.tolist()
     for e, (first, past) in enumerate(pairwise(bounds)):
         out[first:past] = F.linear(rows[first:past].double(), weight[e].double())
+        if scale is not None:
+            out[first:past] *= scale[e].double()
     return (out if pair_weight is None else out * pair_weight.double()[:, None]).to(x.dtype)
 
 
 @triton.jit(do_not_specialize=["tiles_m", "pairs", "experts"])
 def _grouped_linear(
-    x, weight, order, offsets, pair_weight, out,
+    x, weight, order, offsets, pair_weight, scale, out,
     tiles_m, pairs, experts, outputs, inputs, stride_x, stride_e, stride_n, stride_k,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_E: tl.constexpr, EVEN_K: tl.constexpr,
@@ -218,36 +238,48 @@ def _grouped_linear(
             left = k < inputs - step * BLOCK_K
             value = tl.load(at_x, mask=mine[:, None] & left[None, :], other=0.0)
             w = tl.load(at_w, mask=left[:, None] & inside[None, :], other=0.0)
-        total = tl.dot(value, w, total, input_precision="ieee")
+        total = tl.dot(value, w.to(value.dtype), total, input_precision="ieee")
         at_x += BLOCK_K
         at_w += BLOCK_K * stride_k
+    if scale is not None:
+        has = n < tl.where(expert < experts, outputs, 0)  # one past the last expert has no scale
+        total *= tl.load(scale + expert.to(tl.int64) * outputs + n, mask=has, other=0.0)[None, :]
     if pair_weight is not None:
         total *= tl.load(pair_weight + i, mask=mine, other=0.0)[:, None]
     at = out + i.to(tl.int64)[:, None] * outputs + n[None, :]
     tl.store(at, total.to(out.dtype.element_ty), mask=mine[:, None] & inside[None, :])
 
 
-def _ahead(dtype: str, config: Config, experts: int, by_input: bool) -> Ahead:
+def _ahead(dtype: str, config: Config, experts: int, by_input: bool, *, int8: bool = False) -> Ahead:
     signature = dict.fromkeys(("x", "weight", "out"), f"*{dtype}")
+    signature |= {"weight": "*i8", "scale": "*fp32"} if int8 else {}
     signature |= {"order": "*i32", "offsets": "*i32", "pair_weight": "*fp32"}
     signature |= dict.fromkeys(("tiles_m", "pairs", "experts"), "i32")
     signature |= dict.fromkeys(("outputs", "inputs", "stride_x", "stride_e"), "i32:16")
     signature["stride_k" if by_input else "stride_n"] = "i32:16"
-    constants = {"stride_n" if by_input else "stride_k": 1, "GROUP": config.group, "EVEN_K": True}
+    constants: dict[str, Any] = {} if int8 else {"scale": None}
+    constants |= {"stride_n" if by_input else "stride_k": 1, "GROUP": config.group, "EVEN_K": True}
     constants |= {"BLOCK_M": config.block_m, "BLOCK_N": config.block_n, "BLOCK_K": config.block_k}
     constants["BLOCK_E"] = triton.next_power_of_2(experts + 1)
-    name = f"grouped_linear[{dtype}, {config.block_m} pairs, {experts} experts{', by input' if by_input else ''}]"
+    name = f"grouped_linear[{dtype}{', i8' if int8 else ''}, {config.block_m} pairs, {experts} experts"
+    name += ", by input]" if by_input else "]"
     return Ahead(name, _grouped_linear, signature, constants, config.num_warps, config.num_stages)
 
 
-AHEAD = tuple(
-    _ahead(name, default_config(pairs, 8, dtype), experts, by_input)
-    for dtype, name in DTYPES.items()
-    for pairs, experts, by_input in (
-        (2, 8, False),
-        (2, 256, False),
-        (400, 64, False),
-        (400, 64, True),
-        (4096, 8, False),
-    )
+AHEAD = (
+    *(
+        _ahead(name, default_config(pairs, 8, dtype), experts, by_input)
+        for dtype, name in DTYPES.items()
+        for pairs, experts, by_input in (
+            (2, 8, False),
+            (2, 256, False),
+            (400, 64, False),
+            (400, 64, True),
+            (4096, 8, False),
+        )
+    ),
+    *(
+        _ahead("bf16", default_config(pairs, experts, torch.bfloat16), experts, by_input=False, int8=True)
+        for pairs, experts in ((2, 8), (4096, 8))
+    ),
 )

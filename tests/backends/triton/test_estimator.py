@@ -7,9 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 from srrc.backends.triton.kernels.estimator import Config, default_config, estimator, scores
 from srrc.backends.triton.kernels.lists import Kept, guarded, reference
+from srrc.backends.triton.ops.estimator import estimator as operator
 from srrc.ops.gate import decide
 
 FUSED = Config(32, 16, fused=True, num_warps=1)
@@ -28,16 +30,29 @@ class Case:
     """Inputs of one call; `threshold` lies between two scores, away from both."""
 
     def __init__(
-        self, rows: int, inputs: int, rank: int, units: int, dtype: torch.dtype, spread: bool
+        self,
+        rows: int,
+        inputs: int,
+        rank: int,
+        units: int,
+        dtype: torch.dtype,
+        spread: bool,
+        int8: bool = False,
     ) -> None:
         self.x = torch.randn(rows, 2 * inputs).to(dtype)[:, :inputs]
         self.projection = (torch.randn(rank, inputs + 3) / inputs**0.5).to(dtype)[:, :inputs]
         self.decoder = (torch.randn(units, rank + 1) / rank**0.5).to(dtype)[:, :rank]
         self.norm = torch.rand(units) + 0.1
         self.spread = torch.rand(units) if spread else None
+        self.scales: tuple[Tensor | None, Tensor | None] = None, None
+        if int8:
+            self.projection, self.decoder = (
+                torch.randint(-127, 128, w.shape, dtype=torch.int8) for w in (self.projection, self.decoder)
+            )
+            self.scales = torch.rand(rank) / 64 / inputs**0.5, torch.rand(units) / 64 / rank**0.5
 
     def scores(self) -> Tensor:
-        return scores(self.x, self.projection, self.decoder, self.norm, self.spread)
+        return scores(self.x, self.projection, self.decoder, self.norm, self.spread, *self.scales)
 
     def threshold(self, dropped: float) -> float:
         """About a fraction of the scores lie below: -1 for none, infinite for all."""
@@ -52,7 +67,11 @@ class Case:
         return float(near[widest : widest + 2].mean())
 
     def found(self, gate: Tensor, config: Config | None) -> Kept:
-        return estimator(self.x, self.projection, self.decoder, self.norm, gate, self.spread, config=config)
+        return estimator(*self.given(gate), config=config)
+
+    def given(self, gate: Tensor) -> tuple[Tensor | None, ...]:
+        """What kernel and operator take."""
+        return self.x, self.projection, self.decoder, self.norm, gate, self.spread, *self.scales
 
 
 def equal(found: Kept, truth: Kept) -> None:
@@ -88,6 +107,44 @@ def test_equals_the_reference(
     case = Case(rows, inputs, rank, units, dtype, spread)
     gate = torch.tensor([case.threshold(dropped), 0.0])
     equal(case.found(gate, config), reference(case.scores(), gate, config.block))
+
+
+@settings(max_examples=30)
+@given(
+    rows=st.integers(1, 8),
+    inputs=st.integers(1, 70),
+    rank=st.integers(1, 20),
+    units=st.integers(1, 150),
+    dropped=st.sampled_from((0.0, 0.1, 0.5, 0.9, 1.0)),
+    dtype=st.sampled_from((torch.float32, torch.float16)),
+    config=CONFIGS,
+    spread=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_weights_of_eight_bits(
+    rows: int,
+    inputs: int,
+    rank: int,
+    units: int,
+    dropped: float,
+    dtype: torch.dtype,
+    config: Config,
+    spread: bool,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    case = Case(rows, inputs, rank, units, dtype, spread, int8=True)
+    gate = torch.tensor([case.threshold(dropped), 0.0])
+    equal(case.found(gate, config), reference(case.scores(), gate, config.block))
+
+
+def test_the_operator_takes_eight_bits() -> None:
+    torch.manual_seed(0)
+    case = Case(2, 40, 6, 150, torch.float32, True, int8=True)
+    gate = torch.tensor([case.threshold(0.5), 0.0])
+    found = Kept(*operator(*case.given(gate)), count=150)
+    equal(found, reference(case.scores(), gate, found.block))
+    opcheck(operator, case.given(gate), test_utils=("test_schema", "test_autograd_registration"))
 
 
 @settings(max_examples=25)
@@ -166,3 +223,33 @@ def test_a_projection_that_does_not_fit(projection: Tensor) -> None:
 def test_a_norm_that_does_not_fit(norm: Tensor) -> None:
     with pytest.raises(ValueError, match="for each of 16 units"):
         estimator(torch.zeros(1, 8), torch.zeros(4, 8), torch.zeros(16, 4), norm, torch.zeros(2))
+
+
+@pytest.mark.parametrize(
+    ("of_int8", "scaled"),
+    [((True, True), (False, False)), ((True, True), (True, False)), ((True, False), (True, False)),
+     ((False, True), (False, True)), ((False, False), (True, True))],
+)  # fmt: skip
+def test_eight_bits_and_scales_belong_together(of_int8: tuple[bool, bool], scaled: tuple[bool, bool]) -> None:
+    weights = [
+        torch.zeros(shape, dtype=torch.int8 if int8 else torch.float32)
+        for shape, int8 in zip(((4, 8), (16, 4)), of_int8, strict=True)
+    ]
+    scales = [torch.ones(size) if some else None for size, some in zip((4, 16), scaled, strict=True)]
+    with pytest.raises(ValueError, match="two weights of int8"):
+        estimator(torch.zeros(1, 8), *weights, torch.ones(16), torch.zeros(2), None, *scales)
+
+
+@pytest.mark.parametrize(
+    ("scales", "size"),
+    [
+        ((torch.ones(5), torch.ones(16)), 4),
+        ((torch.ones(4, dtype=torch.float16), torch.ones(16)), 4),
+        ((torch.ones(4), torch.ones(32)[::2]), 16),
+        ((torch.ones(4), torch.ones(1, 16)), 16),
+    ],
+)
+def test_a_scale_that_does_not_fit(scales: tuple[Tensor, Tensor], size: int) -> None:
+    projection, decoder = torch.zeros(4, 8, dtype=torch.int8), torch.zeros(16, 4, dtype=torch.int8)
+    with pytest.raises(ValueError, match=f"scale for each of {size} rows"):
+        estimator(torch.zeros(1, 8), projection, decoder, torch.ones(16), torch.zeros(2), None, *scales)

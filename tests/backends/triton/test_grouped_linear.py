@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.library import opcheck
 
 from srrc.backends.triton.kernels.grouped_linear import (
     Config,
@@ -18,6 +19,7 @@ from srrc.backends.triton.kernels.grouped_linear import (
     route,
     tiles,
 )
+from srrc.backends.triton.ops.grouped_linear import grouped_linear as operator
 
 CONFIGS = (Config(16, 32, 32, 1, 1), Config(16, 16, 16, 1, 1, 1), Config(32, 32, 16, 1, 1, 3))
 LAYOUTS = ("by output", "by input", "experts inside", "larger")
@@ -40,6 +42,11 @@ def weight_of(experts: int, outputs: int, inputs: int, dtype: torch.dtype, layou
     if layout == "larger":
         return torch.randn(experts, outputs + 1, inputs + 3).to(dtype)[:, :outputs, :inputs]
     return torch.randn(experts, outputs, inputs).to(dtype)
+
+
+def eight_bits(experts: int, outputs: int, inputs: int, layout: str) -> tuple[Tensor, Tensor]:
+    weight = weight_of(experts, outputs, inputs, torch.float32, layout).mul(50).clamp(-127, 127)
+    return weight.to(torch.int8), torch.rand(experts, outputs) / 50
 
 
 def choice(tokens: int, top_k: int, experts: int, routing: str) -> Tensor:
@@ -90,6 +97,49 @@ def test_equals_the_reference(
     torch.testing.assert_close(found, truth, **tolerance)
 
 
+@settings(max_examples=25)
+@given(
+    tokens=st.integers(1, 30),
+    inputs=st.integers(1, 70),
+    outputs=st.integers(1, 80),
+    dtype=st.sampled_from((torch.float32, torch.float16)),
+    layout=st.sampled_from(LAYOUTS),
+    routing=st.sampled_from(ROUTINGS),
+    weighted=st.booleans(),
+    config=st.sampled_from(CONFIGS),
+    seed=st.integers(0, 99),
+)
+def test_weights_of_eight_bits(
+    tokens: int,
+    inputs: int,
+    outputs: int,
+    dtype: torch.dtype,
+    layout: str,
+    routing: str,
+    weighted: bool,
+    config: Config,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(tokens, inputs).to(dtype)
+    weight, scale = eight_bits(5, outputs, inputs, layout)
+    way = route(choice(tokens, 2, 5, routing), 5)
+    given_weight = torch.rand(tokens * 2) if weighted else None
+    found = grouped_linear(x, weight, way.order, way.offsets, given_weight, scale, config=config)
+    truth = reference(x, weight, way.order, way.offsets, given_weight, scale)
+    tolerance = {"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {"rtol": 2e-3, "atol": 2e-2}
+    torch.testing.assert_close(found, truth, **tolerance)
+
+
+def test_the_operator_takes_eight_bits() -> None:
+    torch.manual_seed(0)
+    weight, scale = eight_bits(3, 20, 16, "by output")
+    way = route(torch.randint(0, 4, (6, 2)), 3)
+    given = torch.randn(6, 16), weight, way.order, way.offsets, None, scale
+    torch.testing.assert_close(operator(*given), reference(*given), rtol=1e-5, atol=1e-4)
+    opcheck(operator, given, test_utils=("test_schema", "test_autograd_registration"))
+
+
 @settings(max_examples=10)
 @given(pairs=st.integers(1, 60), seed=st.integers(0, 99))
 def test_rows_in_the_pairs_order(pairs: int, seed: int) -> None:
@@ -137,6 +187,8 @@ def test_a_dropped_pair_is_no_nan() -> None:
     x, weight = torch.full((2, 8), float("inf")), torch.full((2, 8, 8), float("nan"))
     way = route(torch.tensor([[2], [2]]), 2)
     assert not grouped_linear(x, weight, way.order, way.offsets, torch.full((2,), 0.5)).any()
+    weight, scale = weight.zero_().to(torch.int8), torch.full((2, 8), float("nan"))
+    assert not grouped_linear(x, weight, way.order, way.offsets, None, scale).any()
 
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
@@ -185,6 +237,9 @@ def case(**changed: Tensor) -> dict[str, Tensor]:
         ({"weight": torch.zeros(257, 5, 8), "offsets": torch.zeros(258, dtype=torch.int32)}, "1 to 256"),
         ({"x": torch.zeros(4, 8, dtype=torch.float64)}, "fp16, bf16 or fp32"),
         ({"weight": torch.zeros(3, 5, 8, dtype=torch.float16)}, "the same twice"),
+        ({"x": torch.zeros(4, 8, dtype=torch.int8)}, "fp16, bf16 or fp32"),
+        ({"weight": torch.zeros(3, 5, 8, dtype=torch.int8)}, "a scale with a weight of int8"),
+        ({"scale": torch.zeros(3, 5)}, "a scale with a weight of int8"),
         ({"x": torch.zeros(8, 4).t()}, "contiguous rows"),
         ({"weight": torch.zeros(3, 10, 16)[:, ::2, ::2]}, "contiguous rows"),
         ({"order": torch.zeros(6, dtype=torch.int64)}, "order"),
@@ -197,3 +252,12 @@ def case(**changed: Tensor) -> dict[str, Tensor]:
 def test_what_does_not_fit(changed: dict[str, Tensor], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         grouped_linear(**case(**changed))
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [torch.zeros(3), torch.zeros(5, 3), torch.zeros(3, 5, dtype=torch.float16), torch.zeros(5, 3).t()],
+)
+def test_a_scale_that_does_not_fit(scale: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"scale \[3, 5\] of torch.float32"):
+        grouped_linear(**case(weight=torch.zeros(3, 5, 8, dtype=torch.int8), scale=scale))
