@@ -196,8 +196,7 @@ def _specialise(
         measured = gate_times(gated_calls(context.gates, values)) | branch_times(branches, context.gates)
         graph.times = {**graph.times, **measured}
     release(())  # compiling leaves as much in the allocator's arenas as a small model weighs
-    if not on_card:
-        use_huge_pages([*captured.living_weights().values(), *gm.buffers()])
+    use_huge_pages([*captured.living_weights().values(), *gm.buffers()])
     return driver.run
 
 

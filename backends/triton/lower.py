@@ -17,7 +17,6 @@ import srrc.backends.triton.ops.vocab_head
 import srrc.ops  # noqa: F401  (defines torch.ops.srr)
 from srrc.backends.triton import worth
 from srrc.backends.triton.kernels.activate import KNOWN
-from srrc.backends.triton.ops.channel_linear import laid_out_by_input
 from srrc.backends.triton.worth import Part
 from srrc.ops import dense_linear, dense_mlp
 from srrc.ops.gate import MAX_ROWS
@@ -52,9 +51,9 @@ class LowerTriton:
             why = lowered.unfit(*given)
             if why is not None:
                 self.refuse(Refusal(gates[0][1].id, "kernel", Reason.NO_KERNEL, why))
-            elif self.pays(lowered.parts(*given)):
+            elif self.pays(parts := lowered.parts(*given)):
                 node.target = lowered.target
-                dense = lowered.dense(*given)
+                dense = {part.gate for part in parts if part.kind == "dense"}  # nothing is skipped there
                 silent = {
                     id(gate): replace(gate, flops=0.0, bytes=0.0, overhead=0.0)
                     for row, gate in gates
@@ -115,7 +114,6 @@ class Lowered:
     unfit: why the kernels do not take the call, or None
     parts: what it is made of, to be measured
     without_gates: what computes it densely, from its arguments at the places of `kept`
-    dense: the op's gates, by row, that save nothing: their weights are not laid out for it
     """
 
     target: torch._ops.OpOverload
@@ -123,7 +121,6 @@ class Lowered:
     parts: Callable[..., list[Part]]
     without_gates: Callable[..., Tensor]
     kept: Sequence[int]
-    dense: Callable[..., set[int]] = lambda *given: set()
 
 
 def _channel_linear(x: Tensor, weights: list[Tensor], *rest: Any) -> str | None:
@@ -134,49 +131,15 @@ def _linears(x: Tensor, weights: list[Tensor], biases: list[Tensor | None]) -> T
     return torch.cat(dense_linear.reference(x, weights, biases), -1)
 
 
-def _dense_linears(x: Tensor, weights: list[Tensor], *rest: Any) -> set[int]:
-    return set() if all(map(laid_out_by_input, weights)) else {0}
-
-
-def _neuron_mlp(
-    x: Tensor,
-    gate: Tensor | None,
-    gate_bias: Tensor | None,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    *rest: Any,
-) -> str | None:
-    whole_up = _whole_up(gate, rest)
+def _neuron_mlp(x: Tensor, *given: Any) -> str | None:
+    gate, _, up, _, down, _, activation = given[:7]
     return _first(
         _rows(x),
         None if activation in KNOWN else f"the activation {activation!r}",
         _weight(x, gate),
-        _weight(x, up, by_row=whole_up),
+        _weight(x, up, by_row=worth.reads_rows_of_up(given)),
         _weight(x, down),
     )
-
-
-def _dense_parts(
-    x: Tensor,
-    gate: Tensor | None,
-    gate_bias: Tensor | None,
-    up: Tensor,
-    up_bias: Tensor | None,
-    down: Tensor,
-    down_bias: Tensor | None,
-    activation: str,
-    *rest: Any,
-) -> set[int]:
-    by_channel = [gate] if _whole_up(gate, rest) else [gate, up]
-    dense = any(weight is not None and not laid_out_by_input(weight) for weight in by_channel)
-    return ({0} if dense else set()) | (set() if laid_out_by_input(down) else {2})
-
-
-def _whole_up(gate: Tensor | None, rest: Sequence[Any]) -> bool:
-    return gate is not None and len(rest) == 7 and bool(rest[6])
 
 
 def _vocab_head(
@@ -203,7 +166,6 @@ LOWERED = {
         worth.channel_linear,
         _linears,
         range(3),
-        _dense_linears,
     ),
     torch.ops.srr.neuron_mlp.default: Lowered(
         torch.ops.srr_triton.neuron_mlp.default,
@@ -211,7 +173,6 @@ LOWERED = {
         worth.neuron_mlp,
         dense_mlp.reference,
         range(8),
-        _dense_parts,
     ),
     torch.ops.srr.vocab_head.default: Lowered(
         torch.ops.srr_triton.vocab_head.default, _vocab_head, worth.head, F.linear, range(3)

@@ -40,6 +40,7 @@ class Part:
 
     kind:  "channel" (read by channel), "row" (by neuron), "head" (by candidate), "coarse" (int8, by channel), "dense"
     dense: outputs of each of the products that it stands for
+    gate:  the row of the op's gate whose units it leaves out
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Part:
     outputs: int
     dtype: torch.dtype
     dense: tuple[int, ...] = ()
+    gate: int = 0
 
 
 def channel_linear(
@@ -60,12 +62,18 @@ def channel_linear(
 def neuron_mlp(x: Tensor, *given: Any) -> list[Part]:
     """The parts of an srr::neuron_mlp that is called with these."""
     gate, gate_bias, up, up_bias, down = given[:5]
-    whole_up = gate is not None and len(given) == 14 and given[13]
-    pairs = [(gate, gate_bias), (up, up_bias)][gate is None : 1 if whole_up else 2]
-    first = channel_linear(x, *zip(*pairs, strict=True))
-    rows, (neurons, inputs) = _rows(x), up.shape
-    by_row = [Part("row", rows, inputs, neurons, x.dtype, (neurons,))] if whole_up else []
-    return [*first, *by_row, _linears(x, [down])]
+    by_row = reads_rows_of_up(given)
+    pairs = [(gate, gate_bias), (up, up_bias)][gate is None : 1 if by_row else 2]
+    found = channel_linear(x, *zip(*pairs, strict=True))
+    if by_row:
+        neurons, inputs = up.shape
+        found.append(Part("row", _rows(x), inputs, neurons, x.dtype, (neurons,), gate=1))
+    return [*found, replace(_linears(x, [down]), gate=2)]
+
+
+def reads_rows_of_up(given: Sequence[Any]) -> bool:
+    """Whether an srr::neuron_mlp that is called with x and these reads `up` by neuron: `whole_up`, and a gate."""
+    return given[0] is not None and len(given) == 14 and bool(given[13])
 
 
 def head(x: Tensor, weight: Tensor, *given: Any) -> list[Part]:

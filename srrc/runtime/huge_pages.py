@@ -42,7 +42,8 @@ def use_huge_pages(tensors: Iterable[Tensor]) -> int:
         return 0
     system = c_library()
     covered: Counter[int] = Counter()
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    here = [tensor.untyped_storage() for tensor in tensors if tensor.device.type == "cpu"]
+    storages = {storage.data_ptr(): storage.nbytes() for storage in here}
     for start, length in storages.items():
         for page in range(start // size, -(-(start + length) // size)):
             covered[page] += min(start + length, (page + 1) * size) - max(start, page * size)

@@ -14,6 +14,8 @@ The rows of a block of neurons are its programs' to compute; the last to arrive 
 Source: CATS (Lee et al. 2024).
 """
 
+from dataclasses import replace
+
 import torch
 import triton
 import triton.language as tl
@@ -78,7 +80,7 @@ def listed_rows(
         ROWS=rows, BLOCK_B=triton.next_power_of_2(rows), BLOCK=kept.block, BLOCKS=triton.next_power_of_2(blocks),
         BLOCK_I=config.block_i, BLOCK_K=config.block_k, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
-    return hidden, Kept(left.units, left.counts, left.rows, left.arrived, neurons, offered)
+    return hidden, replace(left, offered=offered)
 
 
 def reference(
@@ -91,8 +93,7 @@ def reference(
     scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The truth, in float64: h rounded to x's dtype, and which neurons are listed, bool [I]."""
-    counts = guarded(kept, gate[0])
-    alive = Kept(kept.units, counts, kept.rows, kept.arrived, kept.count).mask()
+    alive = replace(kept, counts=guarded(kept, gate[0])).mask()
     weight = weight.double() if scale is None else weight * scale.double()[:, None]
     inner = F.linear(x.double(), weight, None if bias is None else bias.double())
     return torch.where(alive, acted.double() * inner, 0.0).to(x.dtype), alive
