@@ -18,9 +18,9 @@ from srrc.backends.triton import tune
 from srrc.backends.triton.kernels import gated_mlp, sparse_linear, vocab_head
 from srrc.backends.triton.kernels.listed_rows import listed_rows
 from srrc.backends.triton.kernels.select import select, select_act
-from srrc.backends.triton.ops.channel_linear import groups, laid_out_by_input, linear_key
-from srrc.backends.triton.ops.neuron_mlp import rows_key
-from srrc.backends.triton.ops.vocab_head import head_key
+from srrc.backends.triton.ops.channel_linear import choice, groups, laid_out_by_input
+from srrc.backends.triton.ops.neuron_mlp import rows_choice
+from srrc.backends.triton.ops.vocab_head import head_choice
 from srrc.ops.vocab_head import SCALE_BLOCK
 
 log = logging.getLogger("srrc.cache")
@@ -116,19 +116,17 @@ def _fields(part: Part) -> tuple[Any, ...]:
 def _milliseconds(part: Part, device: torch.device, timer: Callable[[tune.Call], float]) -> float | None:
     """Of a part at its best, measured once on such a card; None where that cannot be."""
     kind, rows, inputs, outputs, dtype = _fields(part)
-    space: Sequence[Any] = (AsIs(),)
+    chosen: tuple[str, Sequence[Any], Any]
     if kind == "dense":
         name = tune.key("dense linear", rows=rows, inputs=inputs, outputs=outputs, dtype=dtype)
-        default: Any = AsIs()
+        chosen = name, (AsIs(),), AsIs()
     elif kind == "row":
-        name, space = rows_key(rows, inputs, outputs, dtype), gated_mlp.configs(rows)
-        default = gated_mlp.default_config(rows)
+        chosen = rows_choice(rows, inputs, outputs, dtype)
     elif kind == "head":
-        name, space = head_key(rows, outputs, dtype), vocab_head.configs(rows)
-        default = vocab_head.default_config(rows, dtype)
+        chosen = head_choice(rows, outputs, dtype)
     else:
-        name, space = linear_key(rows, inputs, outputs, dtype), sparse_linear.configs(rows, inputs, outputs)
-        default = sparse_linear.default_config(inputs, outputs)
+        chosen = choice(rows, inputs, outputs, dtype)
+    name, space, default = chosen
     if tune.measured(name, device) is None:
         try:
             tune.tune(name, space, default, device, _calls(part, device), timer=timer)

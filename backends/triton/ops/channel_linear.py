@@ -22,13 +22,13 @@ NAME = "sparse_linear"
 
 def config_for(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Config:
     """How such a linear is launched: as measured on this card, or by default."""
-    space, default = configs(rows, inputs, outputs), default_config(inputs, outputs)
-    return lookup(linear_key(rows, inputs, outputs, dtype), space, default, device)
+    return lookup(*choice(rows, inputs, outputs, dtype), device)
 
 
-def linear_key(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> str:
-    """What `tune` keeps its configuration under."""
-    return key(NAME, rows=rows, inputs=inputs, outputs=outputs, dtype=dtype)
+def choice(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[str, Sequence[Config], Config]:
+    """What `tune` keeps its configuration under, what there is to choose from, and the default."""
+    name = key(NAME, rows=rows, inputs=inputs, outputs=outputs, dtype=dtype)
+    return name, configs(rows, inputs, outputs), default_config(inputs, outputs)
 
 
 def factors(x: Tensor, probes: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ channels of `down`; five launches. Otherwise the neuron gate is not asked, and c
 channel along with the gate; four launches.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -24,14 +26,15 @@ def rows_config_for(
     rows: int, inputs: int, neurons: int, dtype: torch.dtype, device: torch.device
 ) -> RowsConfig:
     """How rows of `up` are computed: as measured on this card, or by default."""
-    return lookup(
-        rows_key(rows, inputs, neurons, dtype), rows_configs(rows), default_rows_config(rows), device
-    )
+    return lookup(*rows_choice(rows, inputs, neurons, dtype), device)
 
 
-def rows_key(rows: int, inputs: int, neurons: int, dtype: torch.dtype) -> str:
-    """What `tune` keeps its configuration under."""
-    return key(ROWS_NAME, rows=rows, inputs=inputs, neurons=neurons, dtype=dtype)
+def rows_choice(
+    rows: int, inputs: int, neurons: int, dtype: torch.dtype
+) -> tuple[str, Sequence[RowsConfig], RowsConfig]:
+    """As `channel_linear.choice`."""
+    name = key(ROWS_NAME, rows=rows, inputs=inputs, neurons=neurons, dtype=dtype)
+    return name, rows_configs(rows), default_rows_config(rows)
 
 
 def neuron_mlp(

@@ -5,6 +5,7 @@ is a candidate.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,13 +22,13 @@ NAME = "vocab_head"
 
 def head_config_for(rows: int, vocabulary: int, dtype: torch.dtype, device: torch.device) -> Config:
     """How exact logits are computed: as measured on this card, or by default."""
-    default = default_config(rows, dtype)
-    return lookup(head_key(rows, vocabulary, dtype), configs(rows), default, device)
+    return lookup(*head_choice(rows, vocabulary, dtype), device)
 
 
-def head_key(rows: int, vocabulary: int, dtype: torch.dtype) -> str:
-    """What `tune` keeps its configuration under."""
-    return key(NAME, rows=rows, vocabulary=vocabulary, dtype=dtype)
+def head_choice(rows: int, vocabulary: int, dtype: torch.dtype) -> tuple[str, Sequence[Config], Config]:
+    """As `channel_linear.choice`."""
+    name = key(NAME, rows=rows, vocabulary=vocabulary, dtype=dtype)
+    return name, configs(rows), default_config(rows, dtype)
 
 
 def vocab_head(
