@@ -17,6 +17,7 @@ from srrc.backends.cpu.build import ensure_built
 from srrc.backends.cpu.lower import LowerDense
 from srrc.backends.inductor import compile_on_card, compile_region
 from srrc.backends.triton import card
+from srrc.control.gate_time import GateTime
 from srrc.dump import stage_writer, write_result
 from srrc.errors import OptionError, SrrError
 from srrc.gated_calls import Values, branch_calls, gated_calls
@@ -177,7 +178,11 @@ def _specialise(
     gating = InsertGates(source, graph.options.levels, fake_mode, NOT_ON_CARDS if on_card else {})
     passes: list[Pass] = [Normalise(), FindPathways(), gating]
     passes += [] if source is None else [PackWeights(source, fake_mode)]
-    passes += _lower_to_card(graph, source, captured.device) if on_card else _lower_to_cpu(source, fake_mode)
+    times: dict[str, GateTime] = {}
+    if on_card:
+        passes += _lower_to_card(graph, source, captured.device, times)
+    else:
+        passes += _lower_to_cpu(source, fake_mode)
     observe = stage_writer(graph.options.dump_dir, graph)
     gm = run_passes(passes, fx.GraphModule(captured.gm, copy_graph(captured.gm.graph)), context, observe)
     # A card is fed by one call: between regions it would wait for Python, and a CUDA graph is of all or nothing.
@@ -193,8 +198,8 @@ def _specialise(
     if context.gates and not on_card:
         values = Values(gm, captured.living_weights(), sizes)
         branches = branch_calls(context.gates, values, [*zip(regions, compiled, strict=True)])
-        measured = gate_times(gated_calls(context.gates, values)) | branch_times(branches, context.gates)
-        graph.times = {**graph.times, **measured}
+        times = gate_times(gated_calls(context.gates, values)) | branch_times(branches, context.gates)
+    graph.times = {**graph.times, **times}
     release(())  # compiling leaves as much in the allocator's arenas as a small model weighs
     use_huge_pages([*captured.living_weights().values(), *gm.buffers()])
     return driver.run
@@ -205,14 +210,18 @@ def _lower_to_cpu(source: GateSource | None, fake_mode: FakeTensorMode) -> list[
     return dense if source is None else [*dense, Enclose(fake_mode)]
 
 
-def _lower_to_card(graph: CompiledGraph, source: GateSource | None, device: torch.device) -> list[Pass]:
-    """What stays dense is Inductor's."""
+def _lower_to_card(
+    graph: CompiledGraph, source: GateSource | None, device: torch.device, times: dict[str, GateTime]
+) -> list[Pass]:
+    """What stays dense is Inductor's. times: by gate id, filled when the passes run."""
     if source is None:
         return []
     from srrc.backends.triton.lower import LowerTriton  # Triton is not everywhere
-    from srrc.backends.triton.worth import worth_it
+    from srrc.backends.triton.worth import measure
 
-    return [LowerTriton(lambda refusal: fall_back(graph, refusal), lambda parts: worth_it(parts, device))]
+    return [
+        LowerTriton(lambda refusal: fall_back(graph, refusal), lambda parts: measure(parts, device), times)
+    ]
 
 
 def _compile_regions(

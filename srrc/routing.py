@@ -175,7 +175,8 @@ def watched(
     assert stream is not None
     reads, (ids_at, table_at) = graph.tokens is not None, graph.tokens or (0, 0)
     on_card = any(gate.record.is_cuda for gate in graph.gates)
-    settle: Callable[[], None] = torch.cuda.synchronize if on_card else lambda: None
+    card = next((gate.record.device for gate in graph.gates if gate.record.is_cuda), None)
+    settle: Callable[[], None] = (lambda: None) if card is None else partial(torch.cuda.synchronize, card)
 
     def call(*args: Any) -> Any:
         check(args)

@@ -5,7 +5,7 @@ not take, and what takes them longer on this card than dense products, becomes t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ import srrc.backends.triton.ops.vocab_head
 import srrc.ops  # noqa: F401  (defines torch.ops.srr)
 from srrc.backends.triton import worth
 from srrc.backends.triton.kernels.activate import KNOWN
-from srrc.backends.triton.worth import Part
+from srrc.backends.triton.worth import Part, Took
+from srrc.control.gate_time import GateTime
 from srrc.ops import dense_linear, dense_mlp
 from srrc.ops.gate import MAX_ROWS
 from srrc.passes.context import Context
@@ -32,12 +33,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 class LowerTriton:
     """Gives each gated op of few rows its kernels.
 
-    refuse: told of the ops that have none, and why
-    pays:   whether an op of these parts is quicker by kernels
+    refuse:  told of the ops that have none, and why
+    measure: what an op's parts take on the card, None where that is not known
+    times:   gate id -> what it takes and saves, filled for gates whose ops were measured
     """
 
     refuse: Callable[[Refusal], None]
-    pays: Callable[[Sequence[Part]], bool] = lambda parts: True
+    measure: Callable[[Sequence[Part]], Sequence[Took] | None] = lambda parts: None
+    times: dict[str, GateTime] = field(default_factory=dict)
     name: str = "lower_triton"
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
@@ -51,23 +54,49 @@ class LowerTriton:
             why = lowered.unfit(*given)
             if why is not None:
                 self.refuse(Refusal(gates[0][1].id, "kernel", Reason.NO_KERNEL, why))
-            elif self.pays(parts := lowered.parts(*given)):
-                node.target = lowered.target
-                dense = {part.gate for part in parts if part.kind == "dense"}  # nothing is skipped there
-                silent = {
-                    id(gate): replace(gate, flops=0.0, bytes=0.0, overhead=0.0)
-                    for row, gate in gates
-                    if row in dense
-                }
-                context.gates[:] = [silent.get(id(gate), gate) for gate in context.gates]
+                _make_dense(node, lowered, gates, context, Reason.NO_KERNEL, why)
                 continue
-            node.target = lowered.without_gates
-            node.args = tuple(node.args[at] for at in lowered.kept)
-            reason = Reason.MEASURED_SLOWER if why is None else Reason.NO_KERNEL
-            context.refusals += [_refused(gate, reason, why or "") for _, gate in gates]
-            left = {id(gate) for _, gate in gates}
-            context.gates[:] = [gate for gate in context.gates if id(gate) not in left]
+            parts = lowered.parts(*given)
+            took = self.measure(parts)
+            if worth.worth_it(took):
+                node.target = lowered.target
+                _silence({part.gate for part in parts if part.kind == "dense"}, gates, context)
+                self._time(took or (), gates)
+            else:
+                _make_dense(node, lowered, gates, context, Reason.MEASURED_SLOWER, "")
+        for node in gm.graph.find_nodes(op="get_attr"):  # what a refused op held is not kept for it
+            if not node.users:
+                gm.graph.erase_node(node)
         return gm
+
+    def _time(self, took: Sequence[Took], gates: Sequence[tuple[int, Gate]]) -> None:
+        for row, gate in gates:
+            time = worth.gate_time([each for each in took if each.part.gate == row], gate.rows)
+            if time is not None:
+                self.times[gate.id] = time
+
+
+def _silence(rows: set[int], gates: Sequence[tuple[int, Gate]], context: Context) -> None:
+    """Gates of these rows skip nothing here."""
+    silent = {
+        id(gate): replace(gate, flops=0.0, bytes=0.0, overhead=0.0) for row, gate in gates if row in rows
+    }
+    context.gates[:] = [silent.get(id(gate), gate) for gate in context.gates]
+
+
+def _make_dense(
+    node: fx.Node,
+    lowered: "Lowered",
+    gates: Sequence[tuple[int, Gate]],
+    context: Context,
+    reason: Reason,
+    detail: str,
+) -> None:
+    node.target = lowered.without_gates
+    node.args = tuple(node.args[at] for at in lowered.kept)
+    context.refusals += [_refused(gate, reason, detail) for _, gate in gates]
+    left = {id(gate) for _, gate in gates}
+    context.gates[:] = [gate for gate in context.gates if id(gate) not in left]
 
 
 def _refused(gate: Gate, reason: Reason, detail: str) -> Refusal:

@@ -23,6 +23,7 @@ import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -45,6 +46,10 @@ ROUNDS = 5
 
 LAUNCHES = 10
 """Launches of one measurement."""
+
+ASLEEP = 4_000_000
+"""Cycles for which the card waits, some two milliseconds, until all launches are queued: Python takes longer for one than
+a card takes to run it."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ def tune(
 
     run:   makes the call that launches with a configuration. Where it or the call raises, for want of shared memory
            perhaps, the configuration is left out; where all do, `default` stays, and nothing is kept.
-    timer: milliseconds of a call; `events` by default. Launches go to the current device, which must be `device`.
+    timer: milliseconds of a call; `events` by default
+    Raises torch.OutOfMemoryError where the card has no room for what a call needs.
     """
     card = _card(device)
     if card is None:
@@ -113,7 +119,7 @@ def tune(
     with _measuring:
         record = _known(card).records.get(kernel_key)
         if record is None or not _covers(record, space):
-            record = _measured(space, run, timer or events)
+            record = _measured(space, run, timer or partial(events, device))
             if record is None:
                 log.warning("no configuration of %s runs: the default stays", kernel_key)
                 return default
@@ -122,20 +128,20 @@ def tune(
     return _chosen(record, space, default)
 
 
-def events(call: Call) -> float:
-    """The median milliseconds of a launch on the current device.
+def events(device: torch.device, call: Call) -> float:
+    """The median milliseconds of a launch on `device`, which Triton is told of as the current one.
 
-    More than a cache holds is written before each launch: a model reads its weights from memory too. The launch is
-    queued meanwhile, so that Python's share of it does not count.
+    More than a cache holds is written before each launch: a model reads its weights from memory too.
     """
-    # torch would look at each launch first, to trace it, and take longer than the cache takes to be written over.
-    with set_wrap_triton_enabled(False):
+    # torch would look at each launch first, to trace it.
+    with torch.cuda.device(device), set_wrap_triton_enabled(False):
         return _events(call)
 
 
 def _events(call: Call) -> float:
     wiped = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(LAUNCHES)]  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(ASLEEP)  # noqa: SLF001
     for start, end in pairs:
         wiped.zero_()
         start.record()
@@ -157,6 +163,8 @@ def _measured(
                 if at not in calls:
                     calls[at] = run(space[at])
                 times[at].append(timer(calls[at]))
+            except torch.OutOfMemoryError:  # nothing is known of it then
+                raise
             except Exception as error:  # noqa: BLE001 (compilers and drivers raise what they like)
                 log.info("%s is left out: %r", _words(asdict(space[at])), error)
                 del times[at]

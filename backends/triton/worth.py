@@ -1,13 +1,15 @@
 """Whether a gated op is worth having on this card: its kernels with half of the units dropped, against dense products.
 
 Each linear of an op is measured on its own, lists included, at each of its configurations, and beside it what cuBLAS
-takes; the quickest is kept, per card (`tune.py`). Weights are random: times do not depend on them.
+takes; the quickest is kept, per card (`tune.py`). Weights are random: times do not depend on them. A head's kernels are
+measured so too, and then the whole of it, since much of what it does is torch's.
 """
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,12 +23,13 @@ from srrc.backends.triton.kernels.select import select, select_act
 from srrc.backends.triton.ops.channel_linear import choice, groups, laid_out_by_input
 from srrc.backends.triton.ops.neuron_mlp import rows_choice
 from srrc.backends.triton.ops.vocab_head import head_choice
+from srrc.backends.triton.ops.vocab_head import vocab_head as whole_head
+from srrc.control.gate_time import GateTime
 from srrc.ops.vocab_head import SCALE_BLOCK
 
 log = logging.getLogger("srrc.cache")
 
-EXACT = 24
-"""One token in so many is a candidate, where a head is measured."""
+Timer = Callable[[tune.Call], float]
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,12 @@ class AsIs:
 class Part:
     """One launch of an op: x [rows, inputs] with weights [outputs, inputs], all in all.
 
-    kind:  "channel" (read by channel), "row" (by neuron), "head" (by candidate), "coarse" (int8, by channel), "dense"
-    dense: outputs of each of the products that it stands for
-    gate:  the row of the op's gate whose units it leaves out
+    kind:   "channel" (read by channel), "row" (by neuron), "dense", or "head"; and of a head "exact" (by candidate)
+            and "coarse" (by channel)
+    dense:  outputs of each of the products that it stands for
+    gate:   the row of the op's gate whose units it leaves out
+    coarse: dtype of a head's coarse copy
+    exact:  how many tokens of a head are exact at least
     """
 
     kind: str
@@ -50,6 +56,26 @@ class Part:
     dtype: torch.dtype
     dense: tuple[int, ...] = ()
     gate: int = 0
+    coarse: torch.dtype = torch.int8
+    exact: int = 0
+
+
+@dataclass(frozen=True)
+class Took:
+    """Milliseconds of a part with half of its units dropped, infinite where no kernel runs; and of its dense products."""
+
+    part: Part
+    gated: float
+    dense: float
+
+    @property
+    def saves(self) -> tuple[float, float]:
+        """Milliseconds that it takes less with a unit dropped than with none; and with half of them."""
+        if self.part.kind != "head":
+            return 0.0, 0.5 * self.dense
+        # Without a unit dropped all is exact; otherwise the bytes of the coarse copy are read, less what is dropped.
+        narrow = self.dense * self.part.coarse.itemsize / self.part.dtype.itemsize
+        return max(0.0, self.dense - narrow), max(0.0, self.dense - 0.5 * narrow)
 
 
 def channel_linear(
@@ -77,10 +103,9 @@ def reads_rows_of_up(given: Sequence[Any]) -> bool:
 
 
 def head(x: Tensor, weight: Tensor, *given: Any) -> list[Part]:
-    """The parts of an srr::vocab_head that is called with these, but for its rotation. Coarse logits come on top."""
-    (tokens, inputs), coarse = weight.shape, given[3]
-    sizes = (_rows(x), inputs, tokens)
-    return [Part("head", *sizes, x.dtype, (tokens,)), Part("coarse", *sizes, coarse.dtype)]
+    """The one part of an srr::vocab_head that is called with these."""
+    (tokens, inputs), coarse, exact = weight.shape, given[3].dtype, given[-1]
+    return [Part("head", _rows(x), inputs, tokens, x.dtype, (tokens,), coarse=coarse, exact=exact)]
 
 
 def _linears(x: Tensor, weights: Sequence[Tensor]) -> Part:
@@ -93,28 +118,50 @@ def _rows(x: Tensor) -> int:
     return x.numel() // x.shape[-1]
 
 
-def worth_it(
-    parts: Sequence[Part], device: torch.device, timer: Callable[[tune.Call], float] = tune.events
-) -> bool:
-    """Measure what was not measured yet on such a card; whether the parts take less than dense products would.
+def measure(parts: Sequence[Part], device: torch.device, timer: Timer | None = None) -> list[Took] | None:
+    """Measure what was not measured yet on such a card; None where the card has no room for it.
 
-    True where one cannot be measured: then nothing is known against them.
+    timer: as `tune.tune` has it
     """
-    gated = [_milliseconds(part, device, timer) for part in parts]
-    products = [replace(part, kind="dense", outputs=size) for part in parts for size in part.dense]
-    dense = [_milliseconds(part, device, timer) for part in products]
-    known = [each for each in (*gated, *dense) if each is not None]
-    if len(known) < len(gated) + len(dense):
-        return True
-    return sum(known[: len(gated)]) < sum(known[len(gated) :])
+    found = []
+    try:
+        for part in parts:
+            gated = _milliseconds(part, device, timer)
+            products = [replace(part, kind="dense", outputs=size) for size in part.dense]
+            dense = [_milliseconds(product, device, timer) for product in products]
+            found.append(Took(part, gated, sum(dense)))
+    except torch.OutOfMemoryError:
+        log.info("%s are not measured: the card has no room for another such weight", parts)
+        return None
+    return found
+
+
+def worth_it(measured: Sequence[Took] | None) -> bool:
+    """Whether parts take less than dense products. True where nothing is known against them."""
+    return measured is None or sum(each.gated for each in measured) < sum(each.dense for each in measured)
+
+
+def gate_time(parts: Sequence[Took], rows: int) -> GateTime | None:
+    """What a gate over these parts takes and saves; None where it skips nothing in them.
+
+    An open gate runs the same kernels, and they read all: so much longer they take than with half of it dropped.
+    """
+    skipping = [each for each in parts if each.part.kind != "dense"]
+    if not skipping:
+        return None
+    half = sum(each.gated for each in skipping)
+    few, most = (sum(saved) for saved in zip(*(each.saves for each in skipping), strict=True))
+    opened = half + most
+    seconds = ((0.0, 1e-3 * (opened - few)), (0.5, 1e-3 * half))
+    return GateTime(1e-3 * opened, seconds, rows)
 
 
 def _fields(part: Part) -> tuple[Any, ...]:
     return part.kind, part.rows, part.inputs, part.outputs, part.dtype
 
 
-def _milliseconds(part: Part, device: torch.device, timer: Callable[[tune.Call], float]) -> float | None:
-    """Of a part at its best, measured once on such a card; None where that cannot be."""
+def _milliseconds(part: Part, device: torch.device, timer: Timer | None) -> float:
+    """Of a part at its best, measured once on such a card; infinite where no kernel runs."""
     kind, rows, inputs, outputs, dtype = _fields(part)
     chosen: tuple[str, Sequence[Any], Any]
     if kind == "dense":
@@ -122,17 +169,20 @@ def _milliseconds(part: Part, device: torch.device, timer: Callable[[tune.Call],
         chosen = name, (AsIs(),), AsIs()
     elif kind == "row":
         chosen = rows_choice(rows, inputs, outputs, dtype)
-    elif kind == "head":
+    elif kind == "exact":
         chosen = head_choice(rows, outputs, dtype)
+    elif kind == "head":
+        _milliseconds(replace(part, kind="exact"), device, timer)
+        _milliseconds(replace(part, kind="coarse", dtype=part.coarse), device, timer)
+        sizes = {"rows": rows, "inputs": inputs, "outputs": outputs, "exact": part.exact}
+        chosen = tune.key("head", **sizes, dtype=dtype, coarse=part.coarse), (AsIs(),), AsIs()
     else:
         chosen = choice(rows, inputs, outputs, dtype)
     name, space, default = chosen
-    if tune.measured(name, device) is None:
-        try:
-            tune.tune(name, space, default, device, _calls(part, device), timer=timer)
-        except torch.OutOfMemoryError:
-            log.info("%s is not measured: the card has no room for another such weight", name)
-    return tune.measured(name, device)
+    made = cache(lambda: _calls(part, device))  # weights of its size, where anything is to be measured
+    tune.tune(name, space, default, device, lambda config: made()(config), timer=timer)
+    found = tune.measured(name, device)
+    return math.inf if found is None else found
 
 
 def _calls(part: Part, device: torch.device) -> Callable[[Any], tune.Call]:
@@ -156,18 +206,32 @@ def _calls(part: Part, device: torch.device) -> Callable[[Any], tune.Call]:
             return listed_rows(x, acted, kept, weight, worth, gates, config=config)
 
         return lambda config: partial(rows_of_up, config)
-    if kind == "head":
+    if kind == "exact":
         weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
         rough = torch.zeros(rows, outputs, device=device)
         wanted = torch.zeros(rows, outputs, dtype=torch.bool, device=device)
-        wanted[:, torch.randperm(outputs, device=device)[: outputs // EXACT]] = True
+        wanted[:, torch.randperm(outputs, device=device)[: part.exact]] = True
         return lambda config: partial(vocab_head.vocab_head, x, weight, wanted, rough, config=config)
-    weight = torch.randn(inputs, outputs, device=device).to(dtype).t()
-    scales = (-(-outputs // SCALE_BLOCK), inputs)
-    scale = torch.ones(scales, device=device) if dtype == torch.int8 else None
+    if kind == "head":
+        weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+        eye, mean = torch.eye(inputs, device=device), torch.zeros(inputs, device=device)
+        coarse, scale = _by_channel(inputs, outputs, part.coarse, device)
+        bias, counters = torch.zeros(outputs, device=device), torch.zeros(4, dtype=torch.int64, device=device)
+        given = (weight, None, eye, mean, coarse, scale, bias, norm, gates[0], counters, part.exact)
+        return lambda config: partial(whole_head, x, *given)
+    weight, scale = _by_channel(inputs, outputs, dtype, device)
 
     def by_channel(config: sparse_linear.Config) -> object:
         kept = select(x, norm, gates[0], block=config.block)
         return sparse_linear.sparse_linear(x, kept, weight, scale, config=config)
 
     return lambda config: partial(by_channel, config)
+
+
+def _by_channel(
+    inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """A weight by channel, and if it is int8 its scales."""
+    weight = torch.randn(inputs, outputs, device=device).to(dtype).t()
+    scales = (-(-outputs // SCALE_BLOCK), inputs)
+    return weight, torch.ones(scales, device=device) if dtype == torch.int8 else None

@@ -20,7 +20,7 @@ import triton
 
 from srrc.bench import gpu
 from srrc.bench.gpu import timing
-from srrc.bench.gpu.record import Ceilings, Check, Measurement
+from srrc.bench.gpu.record import Ceilings, Check, Measurement, Skipped
 from srrc.bench.gpu.timing import milliseconds
 from srrc.paths import CACHE_VARIABLE
 
@@ -115,6 +115,8 @@ def main(arguments: list[str]) -> int:
             for measurement in () if options.checks else case.measurements():
                 measurements.append(measurement)
                 say(measured(measurement, limits))
+        except Skipped as why:
+            say(f"skipped {case.NAME}: {why}")
         except Exception:  # noqa: BLE001 (one kernel that breaks must not hide the others)
             broken.append(case.NAME)
             say(f"BROKEN {case.NAME}: {traceback.format_exc(limit=-6)}")

@@ -7,6 +7,10 @@ from dataclasses import asdict, dataclass, field
 from torch import Tensor
 
 
+class Skipped(Exception):  # noqa: N818
+    """A case that cannot run here; its text says why."""
+
+
 @dataclass(frozen=True)
 class Ceilings:
     """What the card can do, measured in the same run: bytes a second of a copy, FLOPs a second of a bf16 product."""

@@ -58,7 +58,7 @@ def to_card(model: nn.Module, profile: Profile, dtype: torch.dtype) -> Profile:
 def pretend(patch: pytest.MonkeyPatch, mode: FakeTensorMode) -> None:
     """Values that are read while compiling are not there: fingerprints, times, thresholds, counters, texts."""
     patch.setattr(Profile, "check", lambda *args: None)
-    patch.setattr("srrc.backends.triton.worth.worth_it", lambda *args: True)
+    patch.setattr("srrc.backends.triton.worth.measure", lambda *args: None)
     patch.setattr(Ledger, "due", lambda *args: False)
     patch.setattr(Stream, "saw", lambda *args: False)
     patch.setattr("srrc.runtime.compiled_graph.set_records", lambda *args: None)

@@ -1,7 +1,7 @@
 """Gated graphs of the zoo's families lowered to kernels, under Triton's interpreter, against the ops' references."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from torch.utils import _pytree
 
 from srrc.backends.triton.lower import LOWERED, LowerTriton
-from srrc.backends.triton.worth import Part
+from srrc.backends.triton.worth import Part, Took
+from srrc.control.gate_time import GateTime
 from srrc.models_zoo import families
 from srrc.ops import activation as activations
 from srrc.ops.vocab_head import rotate
@@ -190,10 +191,16 @@ def test_sizes_that_only_a_run_tells_are_not_taken(capture: Any) -> None:
 def test_what_does_not_pay_is_dense_again(capture: Any) -> None:
     captured, gm = gated_graph(capture, "gpt2", lambda gate: True)
     gates = [gate.id for gate in captured.context.gates]
-    asked: list[list[Part]] = []
+    asked: list[Sequence[Part]] = []
+
+    def slow(parts: Sequence[Part]) -> list[Took]:
+        asked.append(parts)
+        return [Took(part, 3.0, 1.0) for part in parts]
+
+    times: dict[str, GateTime] = {}
     with torch.no_grad():
         Halving(gm).run(*captured.arguments())
-        LowerTriton(pytest.fail, lambda parts: bool(asked.append(parts)))(gm, captured.context)  # type: ignore[func-returns-value]
+        LowerTriton(pytest.fail, slow, times)(gm, captured.context)
         gm.recompile()
         found = fx.Interpreter(gm).run(*captured.arguments())
         truth = captured.gm(*captured.arguments())
@@ -201,9 +208,27 @@ def test_what_does_not_pay_is_dense_again(capture: Any) -> None:
     assert captured.context.gates == []
     refused = {r.place for r in captured.context.refusals if r.reason is Reason.MEASURED_SLOWER}
     assert refused == {gate.split(":", 1)[1] for gate in gates}
-    assert not any(str(node.target).startswith("srr") and node.op != "get_attr" for node in gm.graph.nodes)
+    assert not any(str(node.target).startswith("srr") for node in gm.graph.nodes)
+    assert not any(node.op == "get_attr" and not node.users for node in gm.graph.nodes)
     kinds = {tuple(part.kind for part in parts) for parts in asked}
-    assert kinds == {("channel",), ("channel", "channel"), ("head", "coarse")}
+    assert kinds == {("channel",), ("channel", "channel"), ("head",)}
+    assert not times
+
+
+def test_gates_that_pay_say_how_much(capture: Any) -> None:
+    captured, gm = gated_graph(capture, "llama", lambda gate: True)
+    times: dict[str, GateTime] = {}
+
+    def quick(parts: Sequence[Part]) -> list[Took]:
+        return [Took(part, 1.0, 3.0) for part in parts]
+
+    LowerTriton(pytest.fail, quick, times)(gm, captured.context)
+    silent = {gate.id for gate in captured.context.gates if not gate.flops}
+    assert set(times) == {gate.id for gate in captured.context.gates} - silent
+    assert len(times) > len(silent)
+    for time in times.values():
+        assert 0 < time.saved(0.25) < time.saved(0.5) < time.opened
+        assert time.break_even == 0
 
 
 def test_the_neuron_gate_decides_how_up_is_laid_out(capture: Any) -> None:

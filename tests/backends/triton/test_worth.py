@@ -1,6 +1,6 @@
 """Whether gated ops pay, with times that are made up."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,18 @@ import torch
 from torch.nn import functional as F
 
 from srrc.backends.triton import tune
-from srrc.backends.triton.worth import Part, channel_linear, head, neuron_mlp, worth_it
+from srrc.backends.triton.kernels import sparse_linear
+from srrc.backends.triton.ops.vocab_head import vocab_head as whole_head
+from srrc.backends.triton.worth import (
+    Part,
+    Took,
+    channel_linear,
+    gate_time,
+    head,
+    measure,
+    neuron_mlp,
+    worth_it,
+)
 
 CPU = torch.device("cpu")
 
@@ -36,49 +47,76 @@ def part(kind: str, rows: int, inputs: int, *dense: int, dtype: torch.dtype = to
     return Part(kind, rows, inputs, sum(dense), dtype, dense)
 
 
-COARSE = Part("coarse", 1, 64, 480, torch.int8)
+def pays(parts: Sequence[Part], timer: Callable[[tune.Call], float]) -> bool:
+    return worth_it(measure(parts, CPU, timer))
+
+
 PARTS = {
     "linear": [part("channel", 1, 64, 96)],
     "mlp": [part("channel", 2, 64, 128), part("row", 2, 64, 128), part("channel", 2, 128, 64)],
-    "head": [part("head", 1, 64, 480), COARSE],
+    "head": [Part("head", 1, 64, 480, torch.float32, (480,), exact=20)],
     "nothing by channel": [part("dense", 1, 64, 96), part("channel", 1, 64, 96)],
 }
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_the_quicker_is_had(name: str) -> None:
-    assert worth_it(PARTS[name], CPU, timed(1.0, 3.0, []))
+    assert pays(PARTS[name], timed(1.0, 3.0, []))
 
 
 @pytest.mark.parametrize("name", PARTS)
 def test_what_is_slower_is_not(name: str) -> None:
-    assert not worth_it(PARTS[name], CPU, timed(1.0, 0.4, []))
+    assert not pays(PARTS[name], timed(1.0, 0.4, []))
 
 
-def test_what_is_coarse_comes_on_top() -> None:
-    assert not worth_it(PARTS["head"], CPU, timed(1.0, 1.5, []))
+def test_all_of_a_head_counts() -> None:
+    """Not its kernels alone: what torch does between them takes time too."""
+
+    def timer(call: Any) -> float:
+        return {F.linear: 2.0, whole_head: 3.0}.get(call.func, 0.1)
+
+    assert not pays(PARTS["head"], timer)
 
 
 def test_a_launch_of_three_stands_for_three_products() -> None:
     both = timed(1.0, 0.4, [])
-    assert worth_it([part("channel", 1, 64, 32, 32, 32)], CPU, both)
-    assert not worth_it([part("channel", 1, 64, 32, 32)], CPU, both)
+    assert pays([part("channel", 1, 64, 32, 32, 32)], both)
+    assert not pays([part("channel", 1, 64, 32, 32)], both)
 
 
 def test_nothing_is_measured_twice() -> None:
     seen: list[Any] = []
-    worth_it(PARTS["mlp"], CPU, timed(1.0, 3.0, seen))
+    pays(PARTS["mlp"], timed(1.0, 3.0, seen))
     measured = len(seen)
     assert measured > 0
-    assert worth_it(PARTS["mlp"], CPU, timed(3.0, 1.0, seen))
+    assert pays(PARTS["mlp"], timed(3.0, 1.0, seen))
     assert len(seen) == measured
 
 
-def test_what_cannot_be_measured_is_had() -> None:
-    def fails(call: tune.Call) -> float:
-        raise RuntimeError("no such card")
+def test_what_does_not_run_is_not_had() -> None:
+    def fails(call: Any) -> float:
+        if call.func is F.linear:
+            return 1.0
+        raise RuntimeError("out of resource: shared memory")
 
-    assert worth_it(PARTS["linear"], CPU, fails)
+    assert not pays(PARTS["linear"], fails)
+
+
+def test_without_room_to_run_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(call: tune.Call) -> float:
+        raise torch.OutOfMemoryError
+
+    assert measure(PARTS["linear"], CPU, full) is None
+    assert pays(PARTS["linear"], full)
+
+
+def test_a_space_that_has_changed_is_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the time of a configuration that is gone would stand for the one that runs."""
+    seen: list[Any] = []
+    pays(PARTS["linear"], timed(1.0, 3.0, seen))
+    less = sparse_linear.configs(1, 64, 96)[1:]
+    monkeypatch.setattr("srrc.backends.triton.ops.channel_linear.configs", lambda *sizes: less)
+    assert not pays(PARTS["linear"], timed(4.0, 3.0, seen))
 
 
 def test_without_room_for_a_weight_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,14 +124,14 @@ def test_without_room_for_a_weight_nothing_is_measured(monkeypatch: pytest.Monke
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("srrc.backends.triton.worth._calls", full)
-    assert worth_it(PARTS["linear"], CPU, timed(3.0, 1.0, []))
+    assert pays(PARTS["linear"], timed(3.0, 1.0, []))
 
 
 def test_what_is_timed_computes() -> None:
     """Each call runs, under the interpreter, and gives as many numbers as its product has."""
     seen: list[Any] = []
     for parts in PARTS.values():
-        worth_it(parts, CPU, timed(1.0, 3.0, seen))
+        pays(parts, timed(1.0, 3.0, seen))
     sizes = set()
     for call in {str(each.args): each for each in seen}.values():
         found = call()
@@ -118,8 +156,48 @@ def test_parts_of_ops() -> None:
     assert [each.dense for each in neuron_mlp(x, *both, False)] == [(12, 12), (8,)]
     plain = (None, None, by_input(12, 8), None, by_input(8, 12), None, "gelu", *[None] * 6)
     assert [each.kind for each in neuron_mlp(x, *plain, False)] == ["channel", "channel"]
-    tokens = head(x, torch.randn(50, 8), None, None, None, torch.zeros(50, 8, dtype=torch.int8))
-    assert [(each.kind, each.rows, each.inputs, each.dense) for each in tokens] == [
-        ("head", 2, 8, (50,)),
-        ("coarse", 2, 8, ()),
-    ]
+    tokens = head(
+        x, torch.randn(50, 8), None, None, None, torch.zeros(50, 8, dtype=torch.int8), *[None] * 5, 4
+    )
+    assert tokens == [Part("head", 2, 8, 50, torch.float32, (50,), coarse=torch.int8, exact=4)]
+
+
+def test_what_a_gate_saves() -> None:
+    first, second = (Took(part("channel", 1, 64, n), 3.0, n) for n in (4, 6))
+    found = gate_time([first, second], rows=2)
+    assert found is not None
+    assert (found.opened, found.rows) == (11e-3, 2)
+    assert found.saved(0.5**0.5) == pytest.approx(5e-3)
+    assert found.break_even == 0
+    assert gate_time([Took(part("dense", 1, 64, 4), 1.0, 1.0)], rows=1) is None
+
+
+def test_a_head_saves_with_its_first_channel() -> None:
+    """Four bytes of exact weights for one of the coarse copy."""
+    found = gate_time([Took(PARTS["head"][0], 3.0, 8.0)], rows=1)
+    assert found is not None
+    assert found.opened == pytest.approx(10e-3)
+    assert found.saved(1e-6) == pytest.approx(6e-3)
+    assert found.saved(0.5) == pytest.approx(7e-3)
+
+
+def test_launches_are_timed_on_their_own_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered: list[torch.device] = []
+
+    class Entered:
+        def __init__(self, device: torch.device) -> None:
+            self.device = device
+
+        def __enter__(self) -> None:
+            entered.append(self.device)
+
+        def __exit__(self, *args: object) -> None:
+            entered.pop()
+
+    def timer(call: tune.Call) -> float:
+        assert entered == [torch.device("cuda:1")]
+        return 1.0
+
+    monkeypatch.setattr(torch.cuda, "device", Entered)
+    monkeypatch.setattr(tune, "_events", timer)
+    assert tune.events(torch.device("cuda:1"), lambda: None) == 1.0

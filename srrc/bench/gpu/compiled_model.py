@@ -1,0 +1,115 @@
+"""A whole model through `torch.compile(backend="srr")`: right at every budget, and quick beside Inductor.
+
+A Llama with random weights, calibrated on the CPU, then moved to the card, where a token is decoded over a cache that
+is full. Needs safetensors beside torch and Triton, since a profile is a file of it.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from srrc.bench.gpu.decode import Shape
+from srrc.bench.gpu.llama import Decoder
+from srrc.bench.gpu.record import Check, Measurement, Skipped, check
+from srrc.bench.gpu.timing import milliseconds
+
+NAME = "compiled_model"
+
+SMALL = Shape(layers=2, hidden=512, heads=8, kv_heads=2, head=64, neurons=1024, vocabulary=2048, positions=64)
+LARGE = Shape(layers=2, vocabulary=4096)
+"""Layers of an 8B model: two, since each has to be calibrated, and a small head."""
+
+
+def _profile(model: Decoder, *, neurons: bool) -> Any:
+    if importlib.util.find_spec("safetensors") is None:
+        raise Skipped("profiles need safetensors, which is not installed")
+    from srrc.calibration import calibrate
+
+    texts = [(torch.randint(model.shape.vocabulary, (1, 16)),) for _ in range(3)]
+    return calibrate(model, batches=texts, neurons=neurons, quick=True, progress=False)
+
+
+def _models(shape: Shape, *, neurons: bool) -> tuple[Decoder, Any]:
+    torch.manual_seed(0)
+    model = Decoder(shape).eval()
+    return model, _profile(model, neurons=neurons)
+
+
+def _routed(model: nn.Module, profile: Any, budget: float, **options: Any) -> tuple[Any, list[Any]]:
+    """`model` compiled anew, and the gates of its graph."""
+    from srrc.report import compiled_graphs
+
+    torch.compiler.reset()
+    options = {"budget": budget, "profile": profile, "feedback": 0.0, "strict": True, **options}
+    run = torch.compile(model, backend="srr", options=options)
+    run(*_token(model))
+    gates = compiled_graphs(model)[-1].gates
+    return run, sorted(gates, key=lambda gate: gate.id)
+
+
+def _token(model: nn.Module, number: int = 0) -> tuple[Tensor, Tensor]:
+    """A token, and its place, the last of the cache."""
+    assert isinstance(model, Decoder)
+    ids = torch.full((1, 1), number % model.shape.vocabulary, device="cuda")
+    return ids, torch.full((1,), model.shape.positions - 1, device="cuda")
+
+
+def checks() -> Iterator[Check]:
+    """With all gates open, against eager; with some closed, against the ops' references in the same graph."""
+    for neurons in (False, True):
+        model, profile = _models(SMALL, neurons=neurons)
+        model = model.to("cuda")
+        case = "neurons before up" if neurons else "channels"
+        with torch.no_grad(), mock.patch("srrc.backends.triton.worth.measure", return_value=None):
+            run, _ = _routed(model, profile, 1.0)
+            yield check(NAME, f"{case}, all gates open", run(*_token(model)), model(*_token(model)))
+            run, gates = _routed(model, profile, 0.5)
+            records = {gate.id: gate.record.clone() for gate in gates}
+            found = _told(run, model, gates)
+            run, gates = _routed(model, profile, 0.5, cuda_graphs=True)
+            again = _told(run, model, gates)
+            with mock.patch("srrc.compiler._lower_to_card", return_value=[]):
+                run, gates = _routed(model, profile, 0.5)
+            for gate in gates:  # a plan may differ: it knows what a kernel skips
+                gate.record.copy_(records[gate.id])
+            truth = _told(run, model, gates)
+            for told, (logits, counters) in (("", found), (", CUDA graphs", again)):
+                # Rounding may move a value across its threshold, of some ten thousand.
+                yield Check(NAME, f"{case}{told}, outputs", _error(logits, truth[0]), 1e-3)
+                yield Check(NAME, f"{case}{told}, counters", _error(counters, truth[1]), 1e-3)
+
+
+def _told(run: Any, model: Decoder, gates: list[Any]) -> tuple[Tensor, Tensor]:
+    """Logits of eight tokens, and how many units each gate that skips anything was asked for and kept, of those."""
+    before = [gate.counters.clone() for gate in gates]
+    logits = torch.cat([run(*_token(model, number)).clone() for number in range(8)])
+    counters = [(gate.counters - old)[:2] for gate, old in zip(gates, before, strict=True)]
+    at_work = [each for gate, each in zip(gates, counters, strict=True) if float(gate.record[0]) >= 0]
+    return logits, torch.stack(at_work).float()
+
+
+def _error(found: Tensor, truth: Tensor) -> float:
+    return float((found - truth).double().norm() / truth.double().norm())
+
+
+def measurements() -> Iterator[Measurement]:
+    """A token of two layers of 8B at some budgets, beside Inductor's best."""
+    shape = LARGE
+    model, profile = _models(shape, neurons=False)
+    model = model.to("cuda", torch.bfloat16)
+    dense = {}
+    with torch.no_grad():
+        for name, mode in (("Inductor", None), ("Inductor, max-autotune", "max-autotune-no-cudagraphs")):
+            torch.compiler.reset()
+            dense[name] = milliseconds([partial(torch.compile(model, mode=mode), *_token(model))])
+        read = 2.0 * sum(k * n for k, n in shape.linears[:4]) * shape.layers
+        for budget in (1.0, 0.75, 0.5, 0.35):
+            run, gates = _routed(model, profile, budget)
+            ms = milliseconds([partial(run, *_token(model))])
+            case = f"8B, 2 layers, budget {budget}"
+            yield Measurement(NAME, case, ms, dense, budget * read, config=f"{len(gates)} gates")
