@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import platform
+import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 
 from srrc.control.plan import Plan
-from srrc.errors import OptionError, ProfileError
+from srrc.errors import OptionError, ProfileError, SrrWarning
 from srrc.fuel import fuel
 from srrc.options import Budget, Options
 from srrc.passes.gating.source import GateSource
@@ -24,10 +25,12 @@ from srrc.runtime.asked_budget import asked_budget
 from srrc.runtime.compiled_graph import CompiledGraph
 from srrc.runtime.fallback import fall_back
 from srrc.runtime.feedback import answer, drift_between
-from srrc.runtime.gates import Gate, set_records
+from srrc.runtime.gates import Gate, read, set_records
 from srrc.runtime.histories import stream_of
 from srrc.runtime.stream import FEW
 from srrc.runtime.watch import WeightWatch
+
+NO_ROOM = "feedback is off from now on: the card has no room for a dense answer beside the routed one"
 
 NO_PROFILE = "this model was compiled without a profile; compile it with options={'profile': ...}"
 
@@ -105,11 +108,16 @@ def listen(
     ids_at, table_at = tokens
 
     def call(*args: Any) -> Any:
-        if stream.saw(args[ids_at], args[table_at]):
+        if not _is_being_captured(args[ids_at]) and stream.saw(args[ids_at], args[table_at]):
             stream.keep()
         return run(*args)
 
     return call
+
+
+def _is_being_captured(tensor: torch.Tensor) -> bool:
+    """Whether a call goes into a CUDA graph of the user's own: then nothing may wait for the card."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _follow(graph: CompiledGraph, plan: Plan | None) -> None:
@@ -174,11 +182,14 @@ def watched(
     assert adaptation is not None
     assert stream is not None
     reads, (ids_at, table_at) = graph.tokens is not None, graph.tokens or (0, 0)
-    on_card = any(gate.record.is_cuda for gate in graph.gates)
     card = next((gate.record.device for gate in graph.gates if gate.record.is_cuda), None)
-    settle: Callable[[], None] = (lambda: None) if card is None else partial(torch.cuda.synchronize, card)
+    settle: Callable[[], None] = (
+        (lambda: None) if card is None else functools.partial(torch.cuda.synchronize, card)
+    )
 
     def call(*args: Any) -> Any:
+        if _is_being_captured(graph.gates[0].record):
+            return run(*args)
         check(args)
         if reads and stream.saw(args[ids_at], args[table_at]):
             stream.keep()
@@ -209,10 +220,11 @@ def watched(
     return call
 
 
-def _at_work(gates: Sequence[Gate], before: Sequence[Sequence[int]]) -> bool:
+def _at_work(gates: Sequence[Gate], before: Sequence[Sequence[float]]) -> bool:
     """Whether a call asked any gate that is closed, or none is. One that did not, prefill, says nothing of them."""
-    closed = [(gate, old) for gate, old in zip(gates, before, strict=True) if float(gate.record[0]) >= 0]
-    return not closed or any(int(gate.counters[0]) > old[0] for gate, old in closed)
+    records, counted = read([gate.record for gate in gates]), read([gate.counters for gate in gates])
+    closed = [at for at, (threshold, _) in enumerate(records) if threshold >= 0]
+    return not closed or any(counted[at][0] > before[at][0] for at in closed)
 
 
 def _dense_first(
@@ -222,8 +234,8 @@ def _dense_first(
     args: Sequence[Any],
     parameters: set[int],
     number: int,
-) -> Callable[[Any], None]:
-    """Compute the dense answer to a call that is about to run. Returns what to do with the routed one.
+) -> Callable[[Any], None] | None:
+    """Compute the dense answer to a call that is about to run. Returns what to do with the routed one, if anything.
 
     On some calls one gate alone is tried as well.
     """
@@ -238,10 +250,16 @@ def _dense_first(
 
     if not plan.fractions:  # every gate is open: the routed answer is the dense one
         return lambda routed: moved(0.0)
-    dense = answer(run, args, graph.gates, parameters)[index]
-    trial = adaptation.trial(plan)
-    if trial is not None:
-        alone = answer(run, args, graph.gates, parameters, {trial.gate: trial.record})[index]
+    in_place = graph.options.cuda_graphs and graph.gates[0].record.is_cuda
+    given = functools.partial(answer, run, args, graph.gates, parameters, index, in_place=in_place)
+    try:
+        dense, trial = given(), adaptation.trial(plan)
+        alone = None if trial is None else given({trial.gate: trial.record})
+    except torch.OutOfMemoryError:
+        adaptation.stop_measuring()
+        warnings.warn(NO_ROOM, SrrWarning, stacklevel=2)
+        return None
+    if trial is not None and alone is not None:
         learned = adaptation.explored(number, trial, drift_between(dense, alone, logits=logits))
         _follow(graph, learned)
     # Where a new plan was made just now, the call about to run follows it already.

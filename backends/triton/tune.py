@@ -48,8 +48,8 @@ LAUNCHES = 10
 """Launches of one measurement."""
 
 ASLEEP = 4_000_000
-"""Cycles for which the card waits, some two milliseconds, until all launches are queued: Python takes longer for one than
-a card takes to run it."""
+"""Cycles for which the card waits, some two milliseconds, until all launches are queued: Python takes longer for one
+than a card takes to run it."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def events(device: torch.device, call: Call) -> float:
 def _events(call: Call) -> float:
     wiped = torch.empty(256 << 20, dtype=torch.int8, device="cuda")
     pairs = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(LAUNCHES)]  # type: ignore[no-untyped-call]
-    torch.cuda._sleep(ASLEEP)  # noqa: SLF001
+    torch.cuda._sleep(ASLEEP)  # type: ignore[no-untyped-call]  # noqa: SLF001
     for start, end in pairs:
         wiped.zero_()
         start.record()

@@ -46,6 +46,7 @@ class Part:
     dense:  outputs of each of the products that it stands for
     gate:   the row of the op's gate whose units it leaves out
     coarse: dtype of a head's coarse copy
+    tokens: of that copy, which may have more than the head
     exact:  how many tokens of a head are exact at least
     """
 
@@ -57,12 +58,13 @@ class Part:
     dense: tuple[int, ...] = ()
     gate: int = 0
     coarse: torch.dtype = torch.int8
+    tokens: int = 0
     exact: int = 0
 
 
 @dataclass(frozen=True)
 class Took:
-    """Milliseconds of a part with half of its units dropped, infinite where no kernel runs; and of its dense products."""
+    """Milliseconds of a part with half of its units dropped, infinite where no kernel runs; of its dense products."""
 
     part: Part
     gated: float
@@ -104,8 +106,9 @@ def reads_rows_of_up(given: Sequence[Any]) -> bool:
 
 def head(x: Tensor, weight: Tensor, *given: Any) -> list[Part]:
     """The one part of an srr::vocab_head that is called with these."""
-    (tokens, inputs), coarse, exact = weight.shape, given[3].dtype, given[-1]
-    return [Part("head", _rows(x), inputs, tokens, x.dtype, (tokens,), coarse=coarse, exact=exact)]
+    (outputs, inputs), coarse, exact = weight.shape, given[3], given[-1]
+    copy = {"coarse": coarse.dtype, "tokens": len(coarse), "exact": exact}
+    return [Part("head", _rows(x), inputs, outputs, x.dtype, (outputs,), **copy)]
 
 
 def _linears(x: Tensor, weights: Sequence[Tensor]) -> Part:
@@ -173,8 +176,14 @@ def _milliseconds(part: Part, device: torch.device, timer: Timer | None) -> floa
         chosen = head_choice(rows, outputs, dtype)
     elif kind == "head":
         _milliseconds(replace(part, kind="exact"), device, timer)
-        _milliseconds(replace(part, kind="coarse", dtype=part.coarse), device, timer)
-        sizes = {"rows": rows, "inputs": inputs, "outputs": outputs, "exact": part.exact}
+        _milliseconds(replace(part, kind="coarse", dtype=part.coarse, outputs=part.tokens), device, timer)
+        sizes = {
+            "rows": rows,
+            "inputs": inputs,
+            "outputs": outputs,
+            "tokens": part.tokens,
+            "exact": part.exact,
+        }
         chosen = tune.key("head", **sizes, dtype=dtype, coarse=part.coarse), (AsIs(),), AsIs()
     else:
         chosen = choice(rows, inputs, outputs, dtype)
@@ -215,8 +224,11 @@ def _calls(part: Part, device: torch.device) -> Callable[[Any], tune.Call]:
     if kind == "head":
         weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
         eye, mean = torch.eye(inputs, device=device), torch.zeros(inputs, device=device)
-        coarse, scale = _by_channel(inputs, outputs, part.coarse, device)
-        bias, counters = torch.zeros(outputs, device=device), torch.zeros(4, dtype=torch.int64, device=device)
+        coarse, scale = _by_channel(inputs, part.tokens, part.coarse, device)
+        bias, counters = (
+            torch.zeros(part.tokens, device=device),
+            torch.zeros(4, dtype=torch.int64, device=device),
+        )
         given = (weight, None, eye, mean, coarse, scale, bias, norm, gates[0], counters, part.exact)
         return lambda config: partial(whole_head, x, *given)
     weight, scale = _by_channel(inputs, outputs, dtype, device)

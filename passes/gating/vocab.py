@@ -27,6 +27,9 @@ from srrc.runtime.gates import Gate
 EXACT_SHARE = 24
 """One token in so many gets exact logits where the profile does not say."""
 
+MULTIPLE = 16
+"""What a copy's tokens are rounded up to on a card, which reads 16 bytes at once where a row is a multiple of them."""
+
 
 @dataclass(frozen=True)
 class _Made:
@@ -128,7 +131,8 @@ def _copy(linear: Linear, source: GateSource, inverse: Tensor, mean: Tensor) -> 
     bias = None if linear.bias is None else source.weights[linear.bias.name].detach()
     if linear.rows is not None:
         bias = None if bias is None else bias[slice(*linear.rows)]
-    copy = coarse_copy(weight, bias, inverse, mean)
+    multiple = 1 if weight.device.type == "cpu" else MULTIPLE
+    copy = coarse_copy(weight, bias, inverse, mean, multiple=multiple)
     small = (copy.scale, copy.bias, copy.norm)
     made = (_version(parameter), parameter.data_ptr(), weakref.ref(inverse), weakref.ref(copy.coarse))
     _made[parameter] = _Made(*made, *small)

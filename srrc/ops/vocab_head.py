@@ -7,6 +7,7 @@
 x [..., H]; weight [V, H] (by rows: single rows are read); bias [V] or None; rotation [H, H] and mean float32
 [H]: y = rotation @ (x - mean), in float32; coarse [V, H] (input-major, strides (1, V), to be fast) and
 coarse_bias float32 [V]; norm float32 [H]; gate float32 [2]; counters int64 [4] -> contiguous [..., V].
+`coarse` and `coarse_bias` may go on after the last token, to any length below the next block: nothing of that counts.
 An int8 `coarse` comes with `coarse_scale`, float32 [ceil(V / SCALE_BLOCK), H]: one scale for each block of
 successive tokens and each channel; any other has none.
 
@@ -129,6 +130,7 @@ def reference(
         _count(counters, rows, None, gate)
         return dense
     y = rotate(rows, rotation, mean)
+    coarse, coarse_bias = coarse[: len(weight)], coarse_bias[: len(weight)]
     choice = choose(y, coarse, coarse_scale, coarse_bias, norm, gate, exact)
     _count(counters, rows, choice, gate)
     return torch.where(choice.exact, dense.view(choice.coarse.shape), choice.coarse.to(x.dtype)).view(
@@ -180,18 +182,19 @@ def backward(
         if isinstance(value, Tensor) and needs[name]
     }
     a = {**given, **leaves}
+    tokens = weight.shape[0]
     with torch.enable_grad():
         logits = F.linear(a["x"], a["weight"], a["bias"])  # type: ignore[arg-type]
         if bool(gate[0] >= 0):
             with torch.no_grad():
                 y = rotate(x.reshape(-1, x.shape[-1]), rotation, mean)
-                choice = choose(y, coarse, coarse_scale, coarse_bias, norm, gate, exact)
+                choice = choose(y, coarse[:tokens], coarse_scale, coarse_bias[:tokens], norm, gate, exact)
             y = rotate(a["x"].reshape(-1, x.shape[-1]), a["rotation"], a["mean"])  # type: ignore[union-attr,arg-type]
             rough = coarse_logits(
                 zero_unless(choice.decision.keep, y),
-                a["coarse"],  # type: ignore[arg-type]
+                a["coarse"][:tokens],  # type: ignore[index]
                 a["coarse_scale"],
-                a["coarse_bias"],  # type: ignore[arg-type]
+                a["coarse_bias"][:tokens],  # type: ignore[index]
             ).to(x.dtype)
             logits = torch.where(choice.exact, logits.reshape(rough.shape), rough).reshape(logits.shape)
         found = torch.autograd.grad(logits, list(leaves.values()), grad, allow_unused=True)

@@ -138,6 +138,10 @@ class Adaptation:
             return True
         return self._random.random() < self._fraction
 
+    def stop_measuring(self) -> None:
+        """Go on as without feedback."""
+        self._fraction = 0.0
+
     def measured(self, call: int, drift: float) -> Plan | None:
         """Take in one measurement. Returns the plan to follow from now on, None where it stays."""
         taken_back = self._judge(call, drift)

@@ -8,11 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_map_only
 
 from srrc.control.confidence import Interval, interval
 from srrc.control.plan import Record
-from srrc.runtime.gates import OPEN, Gate
+from srrc.runtime.gates import OPEN, Gate, keep, restore, write
 
 WINDOW = 256
 """Measurements that the confidence bounds are of: the latest."""
@@ -55,32 +54,44 @@ def answer(
     args: Sequence[Any],
     gates: Sequence[Gate],
     parameters: set[int],
+    index: int,
     records: Mapping[str, Record] = MappingProxyType({}),
-) -> Any:
-    """What `run` gives with these gates at these records and every other open: by default the dense answer.
+    *,
+    in_place: bool = False,
+) -> torch.Tensor:
+    """Output `index` of `run` with these gates at these records and every other open: by default the dense answer.
 
-    Inputs that it may write to (all but parameters) are copied first; on a GPU, where a CUDA graph knows them by their
-    address and answers in memory that it uses again, they are written back, and the answer is copied. Meanwhile other
-    threads run like this too: never wrong, and rare.
+    in_place: `run` is a CUDA graph, which knows its inputs by their address and answers in memory that it uses again
+
+    Inputs that it may write to (all but parameters, and what lies several times in the same memory) are copied first.
+    It runs on the copies; in place, they are written back, and the answer is copied. Meanwhile other threads run like
+    this too: never wrong, and rare.
     """
-    written = [isinstance(a, torch.Tensor) and id(a) not in parameters for a in args]
-    copies = [a.clone() if mine else a for a, mine in zip(args, written, strict=True)]
-    in_place = any(gate.record.is_cuda for gate in gates)
-    held = [gate.record.clone() for gate in gates]
-    counters = [gate.counters.clone() for gate in gates]
-    for gate in gates:
-        gate.record.copy_(torch.tensor(records.get(gate.id, OPEN)))
+    written = [isinstance(a, torch.Tensor) and id(a) not in parameters and not _repeats(a) for a in args]
+    copies = [_copied(a) if mine else a for a, mine in zip(args, written, strict=True)]
+    set_to, counted = [gate.record for gate in gates], [gate.counters for gate in gates]
+    held, counters = keep(set_to), keep(counted)
+    write(set_to, [records.get(gate.id, OPEN) for gate in gates])
     try:
-        if in_place:
-            return tree_map_only(torch.Tensor, torch.clone, run(*args))
-        return run(*copies)
+        found: torch.Tensor = run(*(args if in_place else copies))[index]
+        return found.clone() if in_place else found
     finally:
         for given, copy, mine in zip(args, copies, written, strict=True):
             if in_place and mine:
                 given.copy_(copy)
-        for gate, record, counter in zip(gates, held, counters, strict=True):
-            gate.record.copy_(record)
-            gate.counters.copy_(counter)
+        restore(set_to, held)
+        restore(counted, counters)
+
+
+def _repeats(tensor: torch.Tensor) -> bool:
+    """Whether one place in memory is several elements, as of an expanded mask: nothing can write to such."""
+    return any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def _copied(tensor: torch.Tensor) -> torch.Tensor:
+    """With the strides that a compiled graph was made for: `clone` closes gaps."""
+    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    return copy.copy_(tensor.detach())
 
 
 def drift_between(dense: torch.Tensor, routed: torch.Tensor, *, logits: bool) -> float:

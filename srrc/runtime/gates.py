@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain, pairwise
 
 import torch
 
@@ -73,13 +74,36 @@ def set_records(gates: Sequence[Gate], thresholds: Mapping[str, Mapping[str, tup
 
     A gate that the plan does not name keeps everything. Nothing recompiles: gated ops read these tensors.
     """
-    for gate in gates:
-        threshold, min_kept = thresholds.get(gate.phase, {}).get(gate.id, OPEN)
-        gate.record[0] = threshold
-        gate.record[1] = min_kept
+    values = [thresholds.get(gate.phase, {}).get(gate.id, OPEN) for gate in gates]
+    write([gate.record for gate in gates], values)
 
 
 def reset_counters(gates: Sequence[Gate]) -> None:
     """Start counting anew."""
     for gate in gates:
         gate.counters.zero_()
+
+
+def read(tensors: Sequence[torch.Tensor]) -> list[list[float]]:
+    """What small tensors [n] of one dtype and device hold: records or counters, for which a card is waited for once."""
+    held = torch.cat(list(tensors)).tolist() if tensors else []
+    ends = [*accumulate(len(tensor) for tensor in tensors)]
+    return [held[start:end] for start, end in pairwise((0, *ends))]
+
+
+def write(tensors: Sequence[torch.Tensor], values: Sequence[Sequence[float]]) -> None:
+    """Give small tensors [n] of one dtype and device these values, in one copy to where they are."""
+    if tensors:
+        flat = torch.tensor([*chain(*values)], dtype=tensors[0].dtype).to(tensors[0].device)
+        restore(tensors, torch.split(flat, [len(tensor) for tensor in tensors]))
+
+
+def keep(tensors: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+    """Copies of small tensors [n] of one dtype and device, for `restore`."""
+    return torch.split(torch.cat(list(tensors)), [len(tensor) for tensor in tensors]) if tensors else ()
+
+
+def restore(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    """Copy values into tensors, of a card in a launch or two."""
+    if tensors:
+        torch._foreach_copy_(list(tensors), list(values))

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from srrc.runtime.gates import Gate
+from srrc.runtime.gates import Gate, read
 
 EVERY = 64
 """One call in so many is recorded: reading 120 gates takes half a millisecond, hence 8 microseconds a call."""
@@ -48,26 +48,24 @@ class Ledger:
         """Whether this call is recorded."""
         return call % EVERY == 1
 
-    def before(self, gates: Sequence[Gate]) -> list[list[int]]:
+    def before(self, gates: Sequence[Gate]) -> list[list[float]]:
         """What the counters say before the call."""
-        return [gate.counters.tolist() for gate in gates]
+        return read([gate.counters for gate in gates])
 
     def after(
         self,
         call: int,
         gates: Sequence[Gate],
-        before: Sequence[Sequence[int]],
+        before: Sequence[Sequence[float]],
         relevance: Mapping[str, float],
     ) -> None:
         """Record the call. relevance: by gate id, as the plan has it."""
         entries = []
-        for gate, old in zip(gates, before, strict=True):
-            offered, executed, failed, *_ = (
-                now - then for now, then in zip(gate.counters.tolist(), old, strict=True)
-            )
+        counted, records = read([gate.counters for gate in gates]), read([gate.record for gate in gates])
+        for gate, old, new, (threshold, _) in zip(gates, before, counted, records, strict=True):
+            offered, executed, failed, *_ = (now - then for now, then in zip(new, old, strict=True))
             if offered > 0:
-                kept = executed / offered
-                threshold, worth = float(gate.record[0]), relevance.get(gate.id)
+                kept, worth = executed / offered, relevance.get(gate.id)
                 entries.append(Entry(call, gate.phase, gate.id, worth, threshold, kept, failed == 0))
         with self._lock:
             self._entries.extend(entries)

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 import srrc
+from srrc.errors import SrrWarning
 from srrc.profile import Joint, Profile
 from srrc.relevance.drift import measure
+from srrc.report import compiled_graphs
 
 pytestmark = pytest.mark.usefixtures("every_gate_pays")
 
@@ -79,3 +81,29 @@ def test_counters_start_anew(lively: Any, optimist: Profile) -> None:
     assert srrc.stats(model, reset=True)["events"]
     assert srrc.stats(model)["events"] == {}
     assert srrc.explain(model).events == ()
+
+
+def test_without_room_for_a_dense_answer_it_goes_on_without(
+    lively: Any, optimist: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = []
+
+    def full(*args: Any, **options: Any) -> Tensor:
+        tried.append(args)
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("srrc.routing.answer", full)
+    with pytest.warns(SrrWarning, match="feedback is off from now on"):
+        _, model = drifts(lively, optimist, budget=0.7, feedback=1.0)
+    assert len(tried) == 1
+    assert srrc.stats(model)["drift"]["samples"] == 0
+
+
+def test_a_call_that_is_captured_reads_nothing(
+    lively: Any, optimist: Profile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a CUDA graph of the user's own, to read anything of the card is an error."""
+    monkeypatch.setattr("srrc.routing._is_being_captured", lambda tensor: True)
+    _, model = drifts(lively, optimist, budget=0.7, feedback=1.0)
+    assert srrc.stats(model)["drift"]["samples"] == 0
+    assert not any(graph.ledger.entries() for graph in compiled_graphs(model))

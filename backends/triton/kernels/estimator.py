@@ -145,7 +145,7 @@ def _project(
     b = tl.arange(0, BLOCK_B)
     k = part * BLOCK_K + tl.arange(0, BLOCK_K)
     inside = (b < ROWS)[:, None] & (k < inputs)[None, :]
-    value = tl.load(x + b[:, None] * stride_x + k[None, :], mask=inside, other=0.0)
+    value = tl.load(x + b[:, None].to(tl.int64) * stride_x + k[None, :], mask=inside, other=0.0)
     row = tl.load(projection + tl.minimum(r, RANK - 1) * stride_p + k, mask=k < inputs, other=0.0)
     value = value.to(tl.float32)
     total = tl.sum(value * tl.where(r == RANK, value, row.to(tl.float32)[None, :]), 1)
@@ -178,7 +178,8 @@ def _estimate(
     lows, powers = (), ()
     for b in tl.static_range(ROWS):
         if z is None:
-            low, power = _low(x + b * stride_x, projection, inputs, stride_p, RANK, BLOCK_R, BLOCK_K)
+            line = x + tl.full((), b, tl.int64) * stride_x
+            low, power = _low(line, projection, inputs, stride_p, RANK, BLOCK_R, BLOCK_K)
         else:
             low = tl.zeros((BLOCK_R,), tl.float32)
             power = 0.0

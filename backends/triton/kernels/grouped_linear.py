@@ -6,8 +6,9 @@
     x            [T, K], contiguous rows of fp16, bf16 or fp32
     weight       [E, N, K] of x's dtype or int8; any strides of which N's or K's is 1
     order        int32 [P], the row of x that pair i reads; None where x has a row for each pair, in their order
-    offsets      int32 [E + 1], rising: e's pairs are offsets[e] to offsets[e + 1]. Pairs from offsets[E] on are of no
-                 expert (a router dropped them), and their rows of the result are 0
+    offsets      int32 [E + 1], rising: e's pairs are offsets[e] to offsets[e + 1]. Pairs before offsets[0] and from
+                 offsets[E] on are of no expert (a router dropped them, or they are another shard's), and their rows
+                 of the result are 0
     pair_weight  float32 [P], the router's
     scale        float32 [E, N], for a weight of int8 and for no other
     out          [P, N] of x's dtype, accumulated in fp32
@@ -62,7 +63,7 @@ class Routing:
 
 
 def route(expert: Tensor, experts: int) -> Routing:
-    """Sort a choice [T, top_k] of integers below `experts`, or `experts` for a dropped pair. No wait for the device."""
+    """Sort a choice [T, top_k] of integers below `experts`; a dropped pair is -1 or `experts`. No wait for the device."""
     chosen, pair = expert.flatten().sort(stable=True)
     order = (pair // expert.shape[1]).to(torch.int32)
     bounds = torch.arange(experts + 1, dtype=chosen.dtype, device=chosen.device)
@@ -202,10 +203,14 @@ def _grouped_linear(
     tile = first + tl.program_id(0) % across % deep
     n = tl.program_id(0) % across // deep * BLOCK_N + tl.arange(0, BLOCK_N)
 
-    # Whose tile: one past the last expert stands for the pairs of none, what is past that has no pairs.
+    # Whose tile: one past the last expert stands for the pairs of none, what is past that has no pairs. Those of none
+    # are the last ones, and then, counted on from the number of pairs, the first.
     e = tl.arange(0, BLOCK_E)
-    begin = tl.load(offsets + e, mask=e <= experts, other=pairs)
-    end = tl.load(offsets + e + 1, mask=e < experts, other=pairs)
+    past = pairs + tl.load(offsets)
+    begin = tl.load(offsets + e, mask=e <= experts, other=0)
+    begin = tl.where(e <= experts, begin, past)
+    end = tl.load(offsets + e + 1, mask=e < experts, other=0)
+    end = tl.where(e < experts, end, past)
     needed = (end - begin + BLOCK_M - 1) // BLOCK_M
     before = tl.cumsum(needed, 0) <= tile
     expert = tl.sum(before.to(tl.int32), 0)
@@ -215,6 +220,7 @@ def _grouped_linear(
     stop = tl.sum(tl.where(e == expert, end, 0), 0)
     i = start + (tile - tl.sum(tl.where(before, needed, 0), 0)) * BLOCK_M + tl.arange(0, BLOCK_M)
     mine = i < stop
+    i = tl.where(i < pairs, i, i - pairs)
 
     row = i
     if order is not None:

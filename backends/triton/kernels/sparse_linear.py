@@ -7,7 +7,7 @@ x [B, K], 1 <= B <= 8; kept: lists of K channels (`lists.py`), in blocks; weight
 [ceil(N / SCALE_BLOCK), K]; bias [N]; gate float32 [2], for its guard -> [B, N] of x's dtype; fp16, bf16 or fp32,
 accumulated in fp32. What is not listed is not read: an infinite weight there leaves no NaN. counters int64: three of
 them, from the `counter`-th on, are told what the gate kept, by one of the linears that read its lists. Up to two others
-of the same channels, weights [N', K] and [N'', K] each with its bias, come along in the same launch: [B, N + N' + N''].
+of the same channels, [N', K] and [N'', K], each with its bias or None, come along in the launch: [B, N + N' + N''].
 
 One launch: each block of channels is a part of the sum, which a program writes in fp32, and the last of a column to
 arrive adds the parts up in their order. No atomic touches a value, so that the same input gives the same bits.
@@ -87,8 +87,6 @@ def sparse_linear(
     by_input = all(each.stride(0) == 1 or each.shape[0] == 1 for each in every)
     if len(others) > 2 or (others and scale is not None):
         raise ValueError("sparse_linear takes two other weights at most, and scales for one alone")
-    if any((each is None) != (bias is None) for _, each in others):
-        raise ValueError("sparse_linear takes a bias for each of its weights, or for none")
     if not 1 <= rows <= MAX_ROWS or not by_input or x.stride(-1) != 1 or kept.count != inputs:
         raise ValueError(
             f"sparse_linear takes 1 to {MAX_ROWS} rows, lists of their channels and a weight by input, not"
@@ -102,16 +100,21 @@ def sparse_linear(
         raise ValueError(f"scales of {SCALE_BLOCK} outputs cannot serve {config.block_n} at a time")
     out = x.new_empty(rows, outputs)
     blocks, tiles = len(kept.counts), sum(triton.cdiv(size, config.block_n) for size in sizes)
-    (one, two), absent = [*others, (None, None), (None, None)][:2], [0] * (3 - len(every))
-    widths = [*sizes, *absent]
-    strides = [*(each.stride(1) for each in every), *absent]
+    biases = [bias, *(each for _, each in others)]
+    # Any bias stands for one that is absent: the kernel has an address, and adds none of it.
+    some = next((each for each in biases if each is not None), None)
+    bits = sum(1 << i for i, each in enumerate(biases) if each is not None)
+    none, absent = [None] * (3 - len(every)), [0] * (3 - len(every))
+    widths, strides = [*sizes, *absent], [*(each.stride(1) for each in every), *absent]
+    bias, *added = [*(some if each is None else each for each in biases), *none]
     parts = x.new_empty(blocks, rows, outputs, dtype=torch.float32) if blocks > 1 else None
     wrap_triton(_sparse_linear)[(tiles, blocks)](
         x, kept.units, kept.counts, kept.rows, kept.offered, gate, weight, scale, bias, out, parts,
-        counting(x, kept, tiles), counters, counter, *one, *two, inputs, *widths, blocks, x.stride(0), *strides,
+        counting(x, kept, tiles), counters, counter, *every[1:], *none, *added,
+        inputs, *widths, blocks, x.stride(0), *strides,
         ROWS=rows, BLOCK=kept.block, BLOCKS=triton.next_power_of_2(blocks),
         BLOCK_K=config.block_k, BLOCK_N=config.block_n, STAGES=config.num_stages, DOT=config.dot or rows > 1,
-        SCALE_BLOCK=SCALE_BLOCK if by_channel else 0,
+        SCALE_BLOCK=SCALE_BLOCK if by_channel else 0, BIASED=bits,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out
@@ -141,25 +144,29 @@ def reference(
 @triton.jit(do_not_specialize=["blocks"])
 def _sparse_linear(
     x, units, counts, kept_rows, offered, gate, weight, scale, bias, out, parts, arrived, counters, counter,
-    weight1, bias1, weight2, bias2, inputs, width, width1, width2, blocks, stride_x, stride_k, stride1, stride2,
+    weight1, weight2, bias1, bias2, inputs, width, width1, width2, blocks, stride_x, stride_k, stride1, stride2,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_N: tl.constexpr, STAGES: tl.constexpr, DOT: tl.constexpr, SCALE_BLOCK: tl.constexpr,
+    BIASED: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
     part = tl.program_id(1)
     outputs = width + width1 + width2
     local = tile
     start = 0
+    biased = BIASED & 1
     if weight1 is not None:  # whose tile is it?
         tiles = tl.cdiv(width, BLOCK_N)
         second = tile >= tiles
         tiles1 = tiles + tl.cdiv(width1, BLOCK_N)
         local = tl.where(second, tile - tiles, tile)
         start = tl.where(second, width, 0)
+        biased = tl.where(second, BIASED >> 1 & 1, biased)
         if weight2 is not None:
             third = tile >= tiles1
             local = tl.where(third, tile - tiles1, local)
             start = tl.where(third, width + width1, start)
+            biased = tl.where(third, BIASED >> 2, biased)
             weight1 = tl.where(third, weight2, weight1)
             stride1 = tl.where(third, stride2, stride1)
             if bias is not None:
@@ -194,19 +201,18 @@ def _sparse_linear(
         scale = None
     for first in tl.range(0, count, BLOCK_K, num_stages=STAGES):
         read = first + lane < count
-        k = tl.load(
-            listed + first
-        )  # unmasked: a list goes on to its block's end, and does not wait for its count
+        # Unmasked: a list goes on to its block's end, and does not wait for its count.
+        k = tl.load(listed + first)
         at = weight + k[:, None].to(tl.int64) * stride_k + n[None, :]
         w = tl.load(at, mask=read[:, None] & inside[None, :], other=0.0)
         if DOT:
-            value = tl.load(
-                x + b[:, None] * stride_x + k[None, :], mask=(b < ROWS)[:, None] & read[None, :], other=0.0
-            )
+            some = (b < ROWS)[:, None] & read[None, :]
+            value = tl.load(x + b[:, None] * stride_x + k[None, :], mask=some, other=0.0)
             if SCALE_BLOCK:
                 # Coarse on purpose: a tensor core's own rounding of float32 is finer than eight bits.
                 value *= tl.load(scales + k, mask=read, other=0.0)[None, :]
-                total = tl.dot(value, w.to(value.dtype), total, input_precision="tf32")
+                # No precision is named: TF32 is the default where a card has it, and other cards refuse its name.
+                total = tl.dot(value, w.to(value.dtype), total)
             else:
                 total = tl.dot(value, w.to(value.dtype), total, input_precision="ieee")
         else:
@@ -227,21 +233,20 @@ def _sparse_linear(
             each = tl.arange(0, BLOCKS)[:, None]
             for row in tl.static_range(ROWS):
                 place = parts + (each * ROWS + row) * outputs + column[None, :]
-                found = tl.load(
-                    place, mask=(each < blocks) & inside[None, :], other=0.0, cache_modifier=".cg"
-                )
-                added = tl.sum(found, 0)[None, :]
-                _finish(added, scale, bias, out, row * outputs + column[None, :], n, inside[None, :], inside)
+                there = (each < blocks) & inside[None, :]
+                added = tl.sum(tl.load(place, mask=there, other=0.0, cache_modifier=".cg"), 0)[None, :]
+                line = row * outputs + column[None, :]
+                _finish(added, scale, bias, out, line, n, inside[None, :], inside, biased)
     else:
-        _finish(total, scale, bias, out, at, n, mine, inside)
+        _finish(total, scale, bias, out, at, n, mine, inside, biased)
 
 
 @triton.jit
-def _finish(total, scale, bias, out, at, n, mine, inside):
+def _finish(total, scale, bias, out, at, n, mine, inside, biased):
     if scale is not None:
         total *= tl.load(scale + n, mask=inside, other=0.0)[None, :]
     if bias is not None:
-        total += tl.load(bias + n, mask=inside, other=0.0).to(tl.float32)[None, :]
+        total += tl.load(bias + n, mask=inside & (biased != 0), other=0.0).to(tl.float32)[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=mine)
 
 
@@ -254,30 +259,26 @@ def _ahead(
     gate: bool = False,
     by_channel: bool = False,
     weights: int = 1,
+    biased: int = 0,
 ) -> Ahead:
-    signature = {
-        "x": f"*{dtype}",
-        "weight": f"*{weight}",
-        "out": f"*{dtype}",
-        "parts": "*fp32",
-        "arrived": "*i32",
-    }
-    signature |= dict.fromkeys(("units", "counts", "kept_rows"), "*i32")
+    signature = {"x": f"*{dtype}", "weight": f"*{weight}", "out": f"*{dtype}", "parts": "*fp32"}
+    signature |= dict.fromkeys(("arrived", "units", "counts", "kept_rows"), "*i32")
     signature |= {"scale": "*fp32"} if weight == "i8" else {}
-    signature |= {"counters": "*i64"} if gate else {}
-    signature |= {"gate": "*fp32"} if gate else {}
+    signature |= {"counters": "*i64", "gate": "*fp32"} if gate else {}
     signature |= dict.fromkeys(("weight1", "weight2")[: weights - 1], f"*{weight}")
+    signature |= dict.fromkeys(("bias", "bias1", "bias2")[: weights if biased else 0], f"*{dtype}")
     numbers = ("width1", "width2", "stride1", "stride2")
     signature |= dict.fromkeys(("inputs", "width", *numbers, "stride_x", "stride_k"), "i32:16")
     signature |= {"blocks": "i32", "counter": "i32"}
     constants: dict[str, Any] = {"ROWS": rows, "BLOCK": 256, "BLOCKS": 16, "BLOCK_K": config.block_k}
     constants |= {"BLOCK_N": config.block_n, "STAGES": config.num_stages, "DOT": config.dot or rows > 1}
-    constants |= {"SCALE_BLOCK": SCALE_BLOCK if by_channel else 0}
+    constants |= {"SCALE_BLOCK": SCALE_BLOCK * by_channel, "BIASED": biased}
     optional = {"scale", "bias", "gate", "counters", "offered", "weight1", "weight2", "bias1", "bias2"}
     constants |= dict.fromkeys(optional.difference(signature))
     kind = "dot" if config.dot else "add"
     name = f"sparse_linear[{dtype}, {weight}, {rows} rows, {kind}{', guard' if gate else ''}"
-    name += f"{', scales by channel' if by_channel else ''}{f', {weights} weights' if weights > 1 else ''}]"
+    name += f"{', scales by channel' if by_channel else ''}{f', {weights} weights' if weights > 1 else ''}"
+    name += f"{f', biases {biased:03b}' if biased else ''}]"
     return Ahead(name, _sparse_linear, signature, constants, config.num_warps, config.num_stages)
 
 
@@ -292,6 +293,7 @@ AHEAD = (
     *(_ahead("bf16", "bf16", rows, Config(32, 128, 4, 6), gate=True) for rows in (1, 8)),
     *(_ahead("bf16", "bf16", 1, Config(32, 128, 4, 6), gate=True, weights=weights) for weights in (2, 3)),
     _ahead("bf16", "bf16", 8, Config(32, 128, 4, 6), gate=True, weights=3),
+    _ahead("bf16", "bf16", 1, Config(32, 128, 4, 6), gate=True, weights=3, biased=0b101),
     _ahead("fp32", "i8", 1, Config(16, 512, 4, 3, dot=False), by_channel=True),
     _ahead("fp32", "i8", 8, Config(32, 128, 4, 4), by_channel=True),
 )

@@ -132,6 +132,7 @@ def _vocab_head(
     token = first + tl.arange(0, TOKENS)
     inside = token < vocabulary
     b = tl.arange(0, 1 if ROWS == 1 else 16)
+    line = b[:, None].to(tl.int64)  # rows may lie far apart, as views do
     mine = (b < ROWS)[:, None] & inside[None, :]
     at = logits + b[:, None] * vocabulary + token[None, :]
     if BLOCK:
@@ -147,7 +148,7 @@ def _vocab_head(
         if coarse is None:
             fill = tl.full((1 if ROWS == 1 else 16, TOKENS), float("-inf"), tl.float32)
         else:
-            fill = tl.load(coarse + b[:, None] * stride_c + token[None, :], mask=mine, other=0.0).to(
+            fill = tl.load(coarse + line * stride_c + token[None, :], mask=mine, other=0.0).to(
                 tl.float32
             )
         tl.store(at, fill.to(logits.dtype.element_ty), mask=mine)
@@ -168,7 +169,7 @@ def _vocab_head(
             for start in tl.range(0, inputs, BLOCK_H, num_stages=STAGES):
                 within = start + h < inputs
                 some = (b < ROWS)[:, None] & within[None, :]
-                value = tl.load(x + b[:, None] * stride_x + start + h[None, :], mask=some, other=0.0)
+                value = tl.load(x + line * stride_x + start + h[None, :], mask=some, other=0.0)
                 w = tl.load(row + start, mask=read[:, None] & within[None, :], other=0.0)
                 total = tl.dot(value, tl.trans(w.to(value.dtype)), total, input_precision="ieee")
         if scale is not None:
@@ -179,7 +180,7 @@ def _vocab_head(
             if coarse is None:
                 rest = tl.full((1 if ROWS == 1 else 16, TOKENS), float("-inf"), tl.float32)
             else:
-                rest = tl.load(coarse + b[:, None] * stride_c + token[None, :], mask=mine, other=0.0).to(
+                rest = tl.load(coarse + line * stride_c + token[None, :], mask=mine, other=0.0).to(
                     tl.float32
                 )
             total = tl.where(wanted != 0, total, rest)

@@ -19,6 +19,9 @@ from srrc.ops.gate import zero_unless
 
 NAME = "sparse_linear"
 
+Pair = tuple[Tensor, Tensor | None]
+"""A weight and its bias."""
+
 
 def config_for(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device: torch.device) -> Config:
     """How such a linear is launched: as measured on this card, or by default."""
@@ -29,6 +32,22 @@ def choice(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[st
     """What `tune` keeps its configuration under, what there is to choose from, and the default."""
     name = key(NAME, rows=rows, inputs=inputs, outputs=outputs, dtype=dtype)
     return name, configs(rows, inputs, outputs), default_config(inputs, outputs)
+
+
+def block_for(rows: int, weights: Sequence[Tensor]) -> int:
+    """Channels of the lists that these weights read: what the largest launch of `over_lists` has measured best."""
+    launches = groups(weights, [None] * len(weights))
+    launches = [some for some in launches if laid_out_by_input(some[0][0])] or launches
+    return _launch(rows, max(launches, key=_outputs)).block
+
+
+def _launch(rows: int, some: Sequence[Pair]) -> Config:
+    weight = some[0][0]
+    return config_for(rows, weight.shape[1], _outputs(some), weight.dtype, weight.device)
+
+
+def _outputs(some: Sequence[Pair]) -> int:
+    return sum(len(weight) for weight, _ in some)
 
 
 def factors(x: Tensor, probes: Tensor) -> Tensor:
@@ -49,7 +68,6 @@ def over_lists(
     biases: Sequence[Tensor | None],
     gate: Tensor,
     counters: Tensor,
-    config: Config,
     *,
     counter: int = 0,
 ) -> Tensor:
@@ -62,6 +80,7 @@ def over_lists(
     for some in groups(weights, biases):
         if laid_out_by_input(some[0][0]):
             (weight, bias), *others = some
+            config = replace(_launch(len(x), some), block=kept.block)  # one list serves all
             found.append(
                 sparse_linear(
                     x, kept, weight, None, bias, gate, told, counter=counter, others=others, config=config
@@ -75,18 +94,12 @@ def over_lists(
     return found[0] if len(found) == 1 else torch.cat(found, -1)
 
 
-Pair = tuple[Tensor, Tensor | None]
-
-
 def groups(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[list[Pair]]:
-    """Successive weights, with their biases, that one launch takes: three at most, with biases or without."""
+    """Successive weights, with their biases, that one launch takes: three at most, and whose biases may be absent."""
     found: list[list[Pair]] = []
     for pair in zip(weights, biases, strict=True):
         last = found[-1] if found else []
-        alike = all(
-            laid_out_by_input(each[0]) and (each[1] is None) == (pair[1] is None) for each in (*last, pair)
-        )
-        if last and len(last) < 3 and alike:
+        if last and len(last) < 3 and all(laid_out_by_input(weight) for weight, _ in (*last, pair)):
             last.append(pair)
         else:
             found.append([pair])
@@ -109,10 +122,10 @@ def channel_linear(
 ) -> Tensor:
     """Raises ValueError for what the kernels do not take; `lower.py` asks before."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    total = sum(len(weight) for weight in weights)
-    config = config_for(len(rows), rows.shape[1], total, x.dtype, x.device)
-    kept = select(rows, norm, gate, None if emphasis is None else factors(rows, emphasis), block=config.block)
-    return over_lists(rows, kept, weights, biases, gate, counters, config).reshape(*x.shape[:-1], total)
+    block = block_for(len(rows), weights)
+    kept = select(rows, norm, gate, None if emphasis is None else factors(rows, emphasis), block=block)
+    found = over_lists(rows, kept, weights, biases, gate, counters)
+    return found.reshape(*x.shape[:-1], found.shape[-1])
 
 
 op = torch.library.triton_op("srr_triton::channel_linear", channel_linear, mutates_args={"counters"})

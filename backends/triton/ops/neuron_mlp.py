@@ -16,7 +16,7 @@ from srrc.backends.triton.kernels.gated_mlp import default_config as default_row
 from srrc.backends.triton.kernels.listed_rows import listed_rows
 from srrc.backends.triton.kernels.lists import Kept
 from srrc.backends.triton.kernels.select import select, select_act
-from srrc.backends.triton.ops.channel_linear import config_for, factors, over_lists
+from srrc.backends.triton.ops.channel_linear import block_for, factors, over_lists
 from srrc.backends.triton.tune import key, lookup
 
 ROWS_NAME = "listed_rows"
@@ -62,15 +62,14 @@ def neuron_mlp(
         [up_weight] if gate_weight is None else [gate_weight] if whole_up else [gate_weight, up_weight]
     )
     biases = [up_bias] if gate_weight is None else [gate_bias] if whole_up else [gate_bias, up_bias]
-    inner = config_for(batch, inputs, len(by_channel) * neurons, x.dtype, x.device)
-    last = config_for(batch, neurons, outputs, x.dtype, x.device)
-    read = select(rows, input_norm, gates[0], of_gates[0], block=inner.block)
-    both = over_lists(rows, read, by_channel, biases, gates[0], counters, inner)
+    inner, last = block_for(batch, by_channel), block_for(batch, [down_weight])
+    read = select(rows, input_norm, gates[0], of_gates[0], block=inner)
+    both = over_lists(rows, read, by_channel, biases, gates[0], counters)
     before, *others = torch.split_with_sizes(both, [neurons] * len(by_channel), -1)
     kept: Kept
     if gate_weight is not None and whole_up:
         acted, chosen = select_act(
-            before, neuron_norm, gates[1], emphasis=of_gates[1], activation=activation, block=last.block
+            before, neuron_norm, gates[1], emphasis=of_gates[1], activation=activation, block=last
         )
         hidden, kept = listed_rows(
             rows, acted, chosen, up_weight, down_norm, gates[1:], up_bias, of_gates[2], counters,
@@ -84,9 +83,9 @@ def neuron_mlp(
             others[0] if others else None,
             of_gates[2],
             activation=activation,
-            block=last.block,
+            block=last,
         )
-    out = over_lists(hidden, kept, [down_weight], [down_bias], gates[2], counters, last, counter=6)
+    out = over_lists(hidden, kept, [down_weight], [down_bias], gates[2], counters, counter=6)
     return out.reshape(*x.shape[:-1], outputs)
 
 

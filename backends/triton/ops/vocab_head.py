@@ -1,7 +1,8 @@
 """srr_triton::vocab_head: as srr::vocab_head, for 1 to 8 rows, by kernels; nothing waits for the device.
 
 Where every logit is exact (`whole`), the lists of channels are empty, so that nothing coarse is read, and every token
-is a candidate.
+is a candidate. A coarse copy may have more tokens than the vocabulary, as `srrc.ops.vocab_head` says: its rows are read
+whole, in pieces of 16 bytes, and what they hold of no token is left out afterwards.
 """
 
 import dataclasses
@@ -50,13 +51,13 @@ def vocab_head(
     (batch, inputs), vocabulary = rows.shape, len(weight)
     # The rotation's product as a sum: Inductor makes one kernel of it, which widens what it reads as it goes.
     y = ((rows.to(torch.float32) - mean)[:, None] * rotation.to(torch.float32)).sum(-1)
-    config = config_for(batch, inputs, vocabulary, coarse.dtype, x.device)
+    config = config_for(batch, inputs, len(coarse), coarse.dtype, x.device)
     kept = select(y, norm, gate, block=config.block)
     failed = kept.rows.sum(1) < gate[1] * inputs
     number = kept.counts.sum()
     whole = failed.any() | (number == inputs)
     read = dataclasses.replace(kept, counts=torch.where(whole, 0, kept.counts))
-    rough = sparse_linear(y, read, coarse, coarse_scale, coarse_bias, config=config)
+    rough = sparse_linear(y, read, coarse, coarse_scale, coarse_bias, config=config)[:, :vocabulary]
     odd = rough.isnan().any(-1) & ~whole
     whole = whole | odd.any()
     candidates = whole.expand(rough.shape)

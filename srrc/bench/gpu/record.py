@@ -3,7 +3,9 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -21,7 +23,7 @@ class Ceilings:
 
 @dataclass(frozen=True)
 class Check:
-    """error: |found - reference| / |reference|, of which `allowed` is right."""
+    """error: how far the kernel is from its reference (`check`, `exact`), of which `allowed` is right."""
 
     kernel: str
     case: str
@@ -32,6 +34,11 @@ class Check:
     def passed(self) -> bool:
         """NaN never passes."""
         return self.error <= self.allowed
+
+    def as_dict(self) -> dict[str, object]:
+        """For JSON, which has no NaN."""
+        error = self.error if math.isfinite(self.error) else None
+        return {**asdict(self), "error": error, "passed": self.passed}
 
 
 @dataclass(frozen=True)
@@ -58,19 +65,55 @@ class Measurement:
         bound = max(self.bytes / ceilings.bandwidth, self.flops / ceilings.compute)
         return 1e3 * bound / self.ms
 
-    def as_dict(self, ceilings: Ceilings) -> dict[str, object]:
+    def as_dict(self, ceilings: Ceilings | None) -> dict[str, object]:
         """For JSON."""
-        return {**asdict(self), "of_ceiling": self.of_ceiling(ceilings)}
+        return {**asdict(self), "of_ceiling": None if ceilings is None else self.of_ceiling(ceilings)}
 
 
-ALLOWED = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}
-"""Relative errors that rounding explains, by dtype of the output."""
+Found = Check | Measurement | Ceilings
+
+KINDS: Mapping[str, Any] = {"check": Check, "measurement": Measurement, "ceilings": Ceilings}
+
+ALLOWED = {"float32": 1e-4, "float16": 4e-3, "bfloat16": 3e-2}
+"""Errors of an element that rounding explains, by dtype of the output: some units in its last place."""
 
 
-def check(kernel: str, case: str, found: Tensor, truth: Tensor) -> Check:
-    """Compare in float64."""
+def check(kernel: str, case: str, found: Tensor, truth: Tensor, *, slack: float = 1.0) -> Check:
+    """The worst element of all, in float64: |found - truth| / (|truth| + RMS of its row of the truth).
+
+    A row is what the last dimension runs along; one of zeros is as large as all rows are. Norms of a whole would hide
+    an element that is wrong, or a row.
+    slack: of the allowed, for what rounds several times on the way
+    """
     wide, right = found.double(), truth.double()
-    norm = float(right.norm())
-    error = float((wide - right).norm()) / (norm or 1.0)
-    dtype = str(found.dtype).removeprefix("torch.")
-    return Check(kernel, case, error if math.isfinite(error) else math.nan, ALLOWED[dtype])
+    rows = right.square().mean(-1, keepdim=True).sqrt() if right.dim() else right.abs()
+    size = torch.where(rows > 0, rows, right.square().mean().sqrt())
+    # infinities that are equal are no error
+    off = torch.where(wide == right, 0.0, (wide - right).abs() / (right.abs() + size.clamp_min(1e-30)))
+    error = float(off.max()) if off.numel() and found.shape == truth.shape else math.nan
+    allowed = slack * ALLOWED[str(found.dtype).removeprefix("torch.")]
+    return Check(kernel, case, error if math.isfinite(error) else math.nan, allowed)
+
+
+def exact(kernel: str, case: str, *pairs: tuple[Tensor, Tensor]) -> Check:
+    """How many elements differ from the truth's: for integers, and for values that are moved as they are."""
+    if any(found.shape != truth.shape for found, truth in pairs):
+        return Check(kernel, case, math.nan, 0.0)
+    wrong = sum(int((_bits(found) != _bits(truth)).sum()) for found, truth in pairs)
+    return Check(kernel, case, float(wrong), 0.0)
+
+
+def norm_check(kernel: str, case: str, found: Tensor, truth: Tensor, allowed: float) -> Check:
+    """|found - truth| / |truth| of the whole: where rounding may move a few decisions, and with them single values."""
+    error = float((found.double() - truth.double()).norm() / truth.double().norm())
+    return Check(kernel, case, error if math.isfinite(error) else math.nan, allowed)
+
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Integers as they are, and a float's bits, so that NaN equals NaN."""
+    if not tensor.is_floating_point():
+        return tensor.long()
+    return tensor.contiguous().view(_INTEGERS[tensor.element_size()])

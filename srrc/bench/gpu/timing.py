@@ -1,15 +1,23 @@
-"""How long calls take on the GPU: replays of a CUDA graph between events, so that launches from Python cost nothing."""
+"""How long calls take on the GPU, between events that are queued while it sleeps: launches from Python cost nothing."""
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 Call = Callable[[], object]
+Config = TypeVar("Config")
 
 REPLAYS = 15
+
+ASLEEP = 400_000
+"""Cycles for which the card sleeps at first, some 0.2 milliseconds. Twice as many where it woke too early, and so on."""
+
+LONGEST = 200_000_000
+"""It sleeps no longer: something in the calls waits for it."""
 
 
 @dataclass
@@ -21,11 +29,18 @@ class Mode:
 
 MODE = Mode()
 
+MOST_BYTES, MOST_SETS = 2 << 30, 1024
 
-def copies(*tensors: Tensor, beyond: int = 256 << 20) -> list[tuple[Tensor, ...]]:
-    """Sets of equal tensors, `beyond` bytes together, more than a cache holds: calls in turn read from memory."""
-    size = sum(t.numel() * t.element_size() for t in tensors)
-    return [tensors, *(tuple(t.clone() for t in tensors) for _ in range(min(63, beyond // max(1, size))))]
+
+def copies(*tensors: Tensor, read: float = 1.0, beyond: int = 256 << 20) -> list[tuple[Tensor, ...]]:
+    """Sets of equal tensors, of which calls in turn read more than a cache holds: they read from memory.
+
+    read: the fraction of a set that a call reads
+    """
+    size = max(1, sum(t.numel() * t.element_size() for t in tensors))
+    wanted = -(-beyond // max(1, int(read * size)))
+    count = 1 if MODE.warming else min(wanted, MOST_SETS, max(2, MOST_BYTES // size))
+    return [tensors, *(tuple(t.clone() for t in tensors) for _ in range(count - 1))]
 
 
 def capture(calls: Sequence[Call]) -> torch.cuda.CUDAGraph:
@@ -56,37 +71,70 @@ def milliseconds(calls: Sequence[Call]) -> float:
     if MODE.warming:
         return _once(calls[0])
     # 2 milliseconds or more: launching the graph is lost in it.
-    times = 2 if _replayed(capture(calls[:1])) >= 2.0 else -(-ROUNDS // len(calls))
+    times = 2 if _medians(capture(calls[:1]).replay, 1) >= 2.0 else -(-ROUNDS // len(calls))
     graph = capture(list(calls) * times)
     graph.replay()
-    return statistics.median(_replayed(graph) for _ in range(REPLAYS)) / (len(calls) * times)
+    return _medians(graph.replay, REPLAYS) / (len(calls) * times)
 
 
-def eager_milliseconds(call: Call, *, calls: int = 5) -> float:
-    """The same for calls that cannot be captured: launches included, over `calls` of them."""
+def queued_milliseconds(call: Call, *, calls: int = 10) -> float:
+    """What the call takes where it is no graph of ours: the median over `REPLAYS` times `calls` of them in a row.
+
+    They are all queued before the first begins, as long as nothing in them waits for the card.
+    """
     _once(call)
     if MODE.warming:
-        return 1.0
+        return _once(call)
 
     def several() -> None:
         for _ in range(calls):
             call()
 
-    return statistics.median(_between_events(several) for _ in range(REPLAYS)) / calls
+    several()
+    return _medians(several, REPLAYS) / calls
 
 
-def _replayed(graph: torch.cuda.CUDAGraph) -> float:
-    return _between_events(graph.replay)
+def quickest(space: Iterable[Config], time: Callable[[Config], float]) -> dict[Config, float]:
+    """The time of each configuration, the quickest first; those that do not run are left out.
+
+    Raises what the last one raised where none runs.
+    """
+    found: dict[Config, float] = {}
+    failed: Exception | None = None
+    for config in space:
+        try:
+            found[config] = time(config)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 (compilers and drivers raise what they like)
+            failed = error
+    if not found and failed is not None:
+        raise failed
+    return dict(sorted(found.items(), key=lambda each: each[1]))
 
 
-def _between_events(run: Call) -> float:
-    """Milliseconds on the device."""
+def _medians(run: Call, rounds: int) -> float:
+    """The median milliseconds of so many runs."""
+    asleep, found = ASLEEP, []
+    while len(found) < rounds:
+        taken, hidden = _between_events(run, asleep)
+        if hidden or asleep >= LONGEST:
+            found.append(taken)
+        else:
+            asleep *= 2
+    return statistics.median(found)
+
+
+def _between_events(run: Call, asleep: int) -> tuple[float, bool]:
+    """Milliseconds on the device, and whether all was queued before it woke."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda._sleep(asleep)  # type: ignore[no-untyped-call]  # noqa: SLF001
     start.record()
     run()
     end.record()
+    hidden = not start.query()
     end.synchronize()
-    return float(start.elapsed_time(end))
+    return float(start.elapsed_time(end)), hidden
 
 
 def _once(call: Call) -> float:
