@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import fx
 from torch._functorch import config as functorch_config
-from torch._functorch._aot_autograd.schemas import ViewAndMutationMeta
+from torch._functorch._aot_autograd.schemas import OutputType, ViewAndMutationMeta
 from torch._guards import TracingContext, tracing
 from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._subclasses import FakeTensorMode
@@ -59,17 +59,63 @@ def compile_on_card(
     """Compile a whole graph for a GPU; as `compile_region`, but that Inductor may replay it as a CUDA graph.
 
     For that it has to know which inputs stay where they are: parameters, static caches, what the graph holds itself. It
-    reads it off a graph of Dynamo's, and takes for one what carries these marks.
+    reads it off a graph of Dynamo's, and takes for one what carries these marks. Graphs of sizes that change are not
+    replayed, and outputs are the caller's own.
     """
     module.meta["dynamo_compile_id"] = None
     module._param_name_to_source = {}  # type: ignore[assignment]
     for node in module.graph.find_nodes(op="placeholder"):
         node._dynamo_source = None  # noqa: SLF001
+    context = TracingContext(fake_mode)
     without_cache = functorch_config.patch(enable_autograd_cache=False)
-    with tracing(TracingContext(fake_mode)), torch.no_grad(), without_cache:
+    # A size that changes would be recorded anew each time: a cache that grows, at each token.
+    recorded = cuda_graphs and not any(map(_is_symbolic, inputs))
+
+    def inner(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
+        # What a graph writes to is where its caller left it: copied for it, the caller would not see what is written.
+        fixed = {*kwargs.get("static_input_idxs", ()), *_written(context, len(example_inputs))}
+        return compile_fx_inner(gm, example_inputs, **{**kwargs, "static_input_idxs": sorted(fixed)})
+
+    with tracing(context), torch.no_grad(), without_cache:
         values: list[Any] = [_resolved(value) for value in inputs]
-        patches = {"triton.cudagraphs": True} if cuda_graphs else {}
-        return cast("Callable[..., Any]", compile_fx(module, values, config_patches=patches))
+        if not recorded:
+            return cast("Callable[..., Any]", compile_fx(module, values, config_patches={}))
+        patches = {"triton.cudagraphs": True}
+        compiled = compile_fx(module, values, inner_compile=inner, config_patches=patches)
+    return _keeps_outputs(cast("Callable[..., Any]", compiled), context.fw_metadata)
+
+
+def _is_symbolic(value: object) -> bool:
+    if isinstance(value, torch.Tensor):
+        return any(isinstance(size, torch.SymInt) for size in (*value.shape, *value.stride()))
+    return isinstance(value, torch.SymInt)
+
+
+def _written(context: TracingContext, inputs: int) -> Sequence[int]:
+    """Which of a graph's inputs it writes to."""
+    metadata = context.fw_metadata
+    if metadata is None or len(metadata.input_info) != inputs:
+        return ()
+    return metadata.mutated_graph_handled_indices
+
+
+def _keeps_outputs(run: Callable[..., Any], metadata: ViewAndMutationMeta | None) -> Callable[..., Any]:
+    """A CUDA graph's outputs lie in memory that its next call, or another graph's, uses again: they are copied.
+
+    But for those that are inputs, or views of them.
+    """
+    ours = (OutputType.alias_of_input, OutputType.is_input)
+    info = [] if metadata is None else metadata.output_info
+    made = [at for at, each in enumerate(info) if each.output_type not in ours]
+
+    def call(*args: Any) -> Any:
+        found = list(run(*args))
+        for at in made:
+            if isinstance(found[at], torch.Tensor):
+                found[at] = found[at].clone()
+        return tuple(found)
+
+    return call
 
 
 def _stands_alone(metadata: ViewAndMutationMeta) -> bool:

@@ -189,7 +189,11 @@ def _milliseconds(part: Part, device: torch.device, timer: Timer | None) -> floa
         chosen = choice(rows, inputs, outputs, dtype)
     name, space, default = chosen
     made = cache(lambda: _calls(part, device))  # weights of its size, where anything is to be measured
-    tune.tune(name, space, default, device, lambda config: made()(config), timer=timer)
+
+    def call(config: Any) -> tune.Call:
+        return made()(config)
+
+    tune.tune(name, space, default, device, call, timer=timer)
     found = tune.measured(name, device)
     return math.inf if found is None else found
 
