@@ -1,5 +1,7 @@
 """The vocabulary head's gate: how it comes into a graph, what it computes there, and what it counts."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -8,6 +10,7 @@ from torch.nn import functional as F
 from srrc.ops.coarse_copy import coarse_copy
 from srrc.passes.context import Context
 from srrc.passes.find_pathways import FindPathways
+from srrc.passes.gating import vocab
 from srrc.passes.gating.source import GateSource
 from srrc.passes.insert_gates import InsertGates
 from srrc.passes.normalise import Normalise
@@ -116,6 +119,33 @@ def test_the_basis_of_the_profile_is_used(capture):
     errors = (run() - model(ids)).abs()
     assert gate.counters[3] == 3
     assert 0.01 < errors.max() < 2.0
+
+
+@pytest.mark.parametrize(("device", "tokens"), [("cpu", 470), ("meta", 480)])
+def test_a_card_reads_rows_of_a_copy_in_whole_pieces(device, tokens):
+    """A row of a vocabulary that is no multiple of 16 would be read byte by byte; "meta" stands for a card."""
+    weight = nn.Parameter(torch.randn(470, WIDTH, device=device))
+    linear = SimpleNamespace(weight=SimpleNamespace(name="w"), bias=None, rows=None, transposed=False)
+    source = GateSource(lambda gate: True, {"w": weight}, {})
+    eye, mean = torch.eye(WIDTH, device=device), torch.zeros(WIDTH, device=device)
+    copy = vocab._copy(linear, source, eye, mean)
+    assert (copy.coarse.shape, copy.coarse.stride()) == ((tokens, WIDTH), (1, tokens))
+    assert copy.bias.shape == (tokens,)
+    assert copy.scale.shape == (1, WIDTH)
+    assert vocab._copy(linear, source, eye, mean).coarse is copy.coarse
+
+
+@pytest.mark.parametrize("tokens", [5, 4096, 4097])
+def test_what_pads_a_copy_is_zero(tokens):
+    weight, bias, eye = torch.randn(tokens, 8), torch.randn(tokens), torch.eye(8)
+    plain, padded = (coarse_copy(weight, bias, eye, torch.ones(8), multiple=each) for each in (1, 16))
+    assert len(padded.coarse) == len(padded.bias) == -(-tokens // 16) * 16
+    assert torch.equal(padded.coarse[:tokens], plain.coarse)
+    assert torch.equal(padded.bias[:tokens], plain.bias)
+    assert torch.equal(padded.scale, plain.scale)
+    assert torch.equal(padded.norm, plain.norm)
+    assert not padded.coarse[tokens:].any()
+    assert not padded.bias[tokens:].any()
 
 
 def test_the_copy_is_a_quarter_and_near():

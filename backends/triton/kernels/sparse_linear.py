@@ -105,12 +105,12 @@ def sparse_linear(
     some = next((each for each in biases if each is not None), None)
     bits = sum(1 << i for i, each in enumerate(biases) if each is not None)
     none, absent = [None] * (3 - len(every)), [0] * (3 - len(every))
+    filled = [*(some if each is None else each for each in biases), *none]
     widths, strides = [*sizes, *absent], [*(each.stride(1) for each in every), *absent]
-    bias, *added = [*(some if each is None else each for each in biases), *none]
     parts = x.new_empty(blocks, rows, outputs, dtype=torch.float32) if blocks > 1 else None
     wrap_triton(_sparse_linear)[(tiles, blocks)](
-        x, kept.units, kept.counts, kept.rows, kept.offered, gate, weight, scale, bias, out, parts,
-        counting(x, kept, tiles), counters, counter, *every[1:], *none, *added,
+        x, kept.units, kept.counts, kept.rows, kept.offered, gate, weight, scale, filled[0], out, parts,
+        counting(x, kept, tiles), counters, counter, *every[1:], *none, *filled[1:],
         inputs, *widths, blocks, x.stride(0), *strides,
         ROWS=rows, BLOCK=kept.block, BLOCKS=triton.next_power_of_2(blocks),
         BLOCK_K=config.block_k, BLOCK_N=config.block_n, STAGES=config.num_stages, DOT=config.dot or rows > 1,
@@ -154,19 +154,18 @@ def _sparse_linear(
     outputs = width + width1 + width2
     local = tile
     start = 0
-    biased = BIASED & 1
     if weight1 is not None:  # whose tile is it?
         tiles = tl.cdiv(width, BLOCK_N)
         second = tile >= tiles
         tiles1 = tiles + tl.cdiv(width1, BLOCK_N)
         local = tl.where(second, tile - tiles, tile)
         start = tl.where(second, width, 0)
-        biased = tl.where(second, BIASED >> 1 & 1, biased)
+        bits = tl.where(second, BIASED >> 1, BIASED)
         if weight2 is not None:
             third = tile >= tiles1
             local = tl.where(third, tile - tiles1, local)
             start = tl.where(third, width + width1, start)
-            biased = tl.where(third, BIASED >> 2, biased)
+            bits = tl.where(third, BIASED >> 2, bits)
             weight1 = tl.where(third, weight2, weight1)
             stride1 = tl.where(third, stride2, stride1)
             if bias is not None:
@@ -179,6 +178,7 @@ def _sparse_linear(
         width = tl.where(second, width1, width)
     n = local * BLOCK_N + tl.arange(0, BLOCK_N)
     inside = n < width
+    biased = inside if weight1 is None else n < tl.where(bits & 1 != 0, width, 0)
     column = start + n
     count = tl.load(counts + part)
     if gate is not None:
@@ -246,7 +246,7 @@ def _finish(total, scale, bias, out, at, n, mine, inside, biased):
     if scale is not None:
         total *= tl.load(scale + n, mask=inside, other=0.0)[None, :]
     if bias is not None:
-        total += tl.load(bias + n, mask=inside & (biased != 0), other=0.0).to(tl.float32)[None, :]
+        total += tl.load(bias + n, mask=biased, other=0.0).to(tl.float32)[None, :]
     tl.store(out + at, total.to(out.dtype.element_ty), mask=mine)
 
 

@@ -37,10 +37,11 @@ def between(score: Tensor, fraction: float) -> float:
 @given(
     rows=ROWS,
     inputs=st.integers(1, 90),
-    outputs=st.lists(st.integers(1, 70), min_size=1, max_size=3),
+    outputs=st.lists(st.integers(1, 70), min_size=1, max_size=4),
     fraction=st.sampled_from((0.0, 0.4, 0.9)),
     guard=GUARDS,
-    bias=st.booleans(),
+    biased=st.tuples(*[st.booleans()] * 4),
+    by_row=st.none() | st.integers(0, 3),
     emphasised=st.booleans(),
     seed=st.integers(0, 99),
 )
@@ -50,7 +51,8 @@ def test_channel_linear(
     outputs: list[int],
     fraction: float,
     guard: float,
-    bias: bool,
+    biased: tuple[bool, ...],
+    by_row: int | None,
     emphasised: bool,
     seed: int,
 ) -> None:
@@ -61,7 +63,8 @@ def test_channel_linear(
     whole = score if probe is None else score * channel_linear.factors(x.view(rows, inputs), probe)[:, None]
     gate = torch.tensor([between(whole, fraction), guard])
     weights = [by_input(count, inputs) for count in outputs]
-    biases = [torch.randn(count) if bias else None for count in outputs]
+    weights = [each.contiguous() if i == by_row else each for i, each in enumerate(weights)]
+    biases = [torch.randn(count) if has else None for count, has in zip(outputs, biased, strict=False)]
     counters, told = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
     found = torch.ops.srr_triton.channel_linear(x, weights, biases, norm, gate, counters, probe)
     truth = channel_truth.reference(x, weights, biases, norm, gate, told, probe)
@@ -136,17 +139,27 @@ def test_neuron_mlp(
     guard=st.sampled_from((0.0, 0.4, 1.1)),
     exact=st.integers(0, 20),
     bias=st.booleans(),
+    multiple=st.sampled_from((1, 16)),
     seed=st.integers(0, 99),
 )
 def test_vocab_head(
-    rows: int, width: int, vocabulary: int, fraction: float, guard: float, exact: int, bias: bool, seed: int
+    rows: int,
+    width: int,
+    vocabulary: int,
+    fraction: float,
+    guard: float,
+    exact: int,
+    bias: bool,
+    multiple: int,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     x, weight = torch.randn(rows, 1, width), torch.randn(vocabulary, width)
     added = torch.randn(vocabulary) if bias else None
     rotation = torch.linalg.qr(torch.randn(width, width)).Q
     mean = torch.randn(width)
-    copy = coarse_copy(weight, added, rotation.t().contiguous(), mean)
+    copy = coarse_copy(weight, added, rotation.t().contiguous(), mean, multiple=multiple)
+    assert len(copy.coarse) % multiple == 0
     y = vocab_truth.rotate(x.view(rows, width), rotation, mean)
     gate = torch.tensor([between(y.abs() * copy.norm, fraction), guard])
     counters, told = torch.zeros(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
@@ -159,6 +172,38 @@ def test_vocab_head(
     close = torch.isclose(found, truth, rtol=1e-3, atol=1e-3)
     assert (close | torch.isclose(found, exactly, rtol=1e-3, atol=1e-3)).all()
     assert close.float().mean() > 0.97
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_pads_a_coarse_copy_is_no_candidate(rows: int) -> None:
+    """Not even where it is larger than every token; nor does it make a row odd."""
+    x, weight = torch.randn(rows, 16), torch.randn(50, 16)
+    copy = coarse_copy(weight, None, torch.eye(16), torch.zeros(16), multiple=16)
+    bias = copy.bias.clone()
+    bias[50:62], bias[62:] = 1e6, float("nan")
+    gate = torch.tensor([between(x.abs() * copy.norm, 0.5), 0.0])
+    found, told = [], []
+    for op, tokens in (("srr_triton", 64), ("srr", 64), ("srr", 50)):
+        counters = torch.zeros(4, dtype=torch.int64)
+        rest = (
+            torch.eye(16),
+            torch.zeros(16),
+            copy.coarse[:tokens],
+            copy.scale,
+            bias[:tokens],
+            copy.norm,
+            gate,
+        )
+        found.append(getattr(torch.ops, op).vocab_head(x, weight, None, *rest, counters, 4))
+        told.append(counters.tolist())
+    by_kernels, padded, truth = found
+    assert truth.shape == (rows, 50)
+    torch.testing.assert_close(padded, truth)
+    torch.testing.assert_close(by_kernels, truth, rtol=1e-3, atol=1e-3)
+    assert told[0] == told[1] == told[2]
+    assert told[0][2:] == [0, rows]
+    exact = torch.isclose(by_kernels, x @ weight.t(), rtol=1e-5, atol=1e-5).sum(-1)
+    assert (exact >= 4).all()
 
 
 def test_a_head_whose_coarse_logits_are_nan_is_exact() -> None:

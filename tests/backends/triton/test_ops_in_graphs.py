@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from srrc.backends.triton.ops import vocab_head  # noqa: F401  (defines it, and channel_linear)
 from srrc.backends.triton.ops.block_attention import block_attention
 from srrc.backends.triton.ops.block_mask import block_mask
 from srrc.backends.triton.ops.compact import compact
@@ -15,6 +17,7 @@ from srrc.backends.triton.ops.estimator import estimator
 from srrc.backends.triton.ops.grouped_linear import grouped_linear
 from srrc.backends.triton.ops.kv_gather import kv_gather, kv_gather_into
 from srrc.backends.triton.ops.token_rows import gather_rows, scatter_rows
+from srrc.backends.triton.shared_memory import LEAST
 
 
 def on_cuda(*shape: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
@@ -51,6 +54,14 @@ def estimate(x: Tensor, projection: Tensor, decoder: Tensor, norm: Tensor, gate:
     return [*estimator(x.relu(), projection, decoder, norm, gate, norm)]
 
 
+def project(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], *rest: Tensor) -> Tensor:
+    return torch.ops.srr_triton.channel_linear(x, weights, biases, *rest)  # type: ignore[no-any-return]
+
+
+def head(x: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+    return torch.ops.srr_triton.vocab_head(x, weight, None, *rest, 40)  # type: ignore[no-any-return]
+
+
 EXPECTED = {
     "attend": ["_compact", "_block_attention"],
     "go_round": ["_compact", "_gather", "triton", "triton", "_scatter"],
@@ -80,6 +91,27 @@ def arguments() -> dict[Callable[..., Any], list[Tensor]]:
     }
 
 
+def with_a_bias_absent(card: Any) -> list[str]:
+    """The query, key and value of a decoder of Whisper's: there is no bias for keys."""
+    real = torch.float32
+    weights = [on_cuda(1280, 1280).t() for _ in range(3)]
+    rest = (on_cuda(1280, dtype=real), on_cuda(2, dtype=real), on_cuda(3, dtype=torch.int64))
+    return card.codes(project, on_cuda(1, 1280), weights, [on_cuda(1280), None, on_cuda(1280)], *rest)  # type: ignore[no-any-return]
+
+
+def with_a_padded_copy(card: Any) -> list[str]:
+    real = torch.float32
+    coarse = on_cuda(64, 9008, dtype=torch.int8).t()
+    numbers = (
+        on_cuda(3, 64, dtype=real),
+        on_cuda(9008, dtype=real),
+        on_cuda(64, dtype=real),
+        on_cuda(2, dtype=real),
+    )
+    rest = (on_cuda(64, 64), on_cuda(64, dtype=real), coarse, *numbers, on_cuda(4, dtype=torch.int64))
+    return card.codes(head, on_cuda(1, 64), on_cuda(9001, 64), *rest)  # type: ignore[no-any-return]
+
+
 def launched(code: str) -> list[str]:
     """The kernels that a wrapper launches, in order; one that Inductor wrote is called triton."""
     names = re.findall(r"^ +(\w+?)_\d+\.run\(", code, re.MULTILINE)
@@ -94,6 +126,18 @@ def compile_all(card: Any) -> dict[str, list[list[str]]]:
     }
 
 
+def on_two_cards(card: Any) -> list[str]:
+    """Attention with large heads, on an H100 and on a card of the least shared memory."""
+    q, mask = on_cuda(1, 2, 64, 256), on_cuda(1, 1, 4, 4, dtype=torch.bool)
+    codes = card.codes(attend, q, q, q, mask)
+    small = SimpleNamespace(
+        **vars(torch.cuda.get_device_properties()) | {"shared_memory_per_block_optin": LEAST}
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "get_device_properties", lambda device=None: small)
+        return codes + card.codes(attend, q, q, q, mask)  # type: ignore[no-any-return]
+
+
 def two_pieces(card: Any) -> list[str]:
     def function(x: Tensor) -> Tensor:
         y = torch.relu(x)
@@ -101,6 +145,12 @@ def two_pieces(card: Any) -> list[str]:
         return y + x
 
     return card.codes(function, on_cuda(4, 8))  # type: ignore[no-any-return]
+
+
+def numbers_of(code: str, kernel: str) -> list[int]:
+    """The numbers that a wrapper gives to a kernel that it launches once, in order."""
+    [given] = re.findall(rf"^ +{kernel}_\d+\.run\((.*), stream=", code, re.MULTILINE)
+    return [int(each) for each in given.split(", ") if each.isdigit()]
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +170,28 @@ def test_launches_the_kernels_and_nothing_more(
     assert bool(re.search(r"^ +s\d+ = arg", code, re.MULTILINE)) == (size == "any")
 
 
+def test_a_launch_fits_the_card(on_card: Callable[[Callable[[Any], Any]], Any]) -> None:
+    large, small = (re.findall(r"'num_stages': (\d)", code) for code in on_card(on_two_cards))
+    assert large == ["3", "3"]  # the list's, and attention's
+    assert small == ["3", "2"]
+
+
 def test_a_graph_of_two_pieces(on_card: Callable[[Callable[[Any], Any]], Any]) -> None:
     first, second = on_card(two_pieces)
     assert launched(first) == launched(second) == ["triton"]
+
+
+def test_a_bias_that_is_absent_takes_no_launch(on_card: Callable[[Callable[[Any], Any]], Any]) -> None:
+    """Neither one of its own for that weight, nor one for zeros in its place."""
+    [code] = on_card(with_a_bias_absent)
+    assert launched(code) == ["_select", "_sparse_linear"]
+    sizes = numbers_of(code, "_sparse_linear")
+    assert sizes.count(1280) == 8  # inputs, the stride of x, three widths and their strides
+
+
+def test_a_padded_copy_is_read_in_whole_pieces(on_card: Callable[[Callable[[Any], Any]], Any]) -> None:
+    """Where a row and what is read of it are multiples of 16 bytes, a thread loads as many at once, not one by one."""
+    [code] = on_card(with_a_padded_copy)
+    numbers = numbers_of(code, "_sparse_linear")
+    assert numbers.count(9008) == 2  # width and stride
+    assert 9001 not in numbers

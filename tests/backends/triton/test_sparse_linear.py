@@ -104,17 +104,24 @@ def test_lists_serve_one_launch_after_another() -> None:
     rows=st.integers(1, 8),
     inputs=st.integers(1, 90),
     sizes=st.lists(st.integers(1, 90), min_size=2, max_size=3),
-    bias=st.booleans(),
+    biased=st.tuples(*[st.booleans()] * 3),
     dtype=st.sampled_from(DTYPES),
     config=CONFIGS,
     seed=st.integers(0, 99),
 )
 def test_several_weights_in_one_launch(
-    rows: int, inputs: int, sizes: list[int], bias: bool, dtype: torch.dtype, config: Config, seed: int
+    rows: int,
+    inputs: int,
+    sizes: list[int],
+    biased: tuple[bool, ...],
+    dtype: torch.dtype,
+    config: Config,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     x, chosen = drawn(rows, inputs, 0.5, dtype)
-    pairs = [(by_input(size, inputs, dtype), torch.randn(size).to(dtype) if bias else None) for size in sizes]
+    biases = [torch.randn(size).to(dtype) if has else None for size, has in zip(sizes, biased, strict=False)]
+    pairs = [(by_input(size, inputs, dtype), bias) for size, bias in zip(sizes, biases, strict=True)]
     (weight, added), *others = pairs
     found = sparse_linear(x, chosen, weight, bias=added, others=others, config=config)
     close(found, torch.cat([reference(x, chosen, w, bias=b) for w, b in pairs], -1))
@@ -175,8 +182,6 @@ def test_what_does_not_fit() -> None:
     weight = by_input(16, 8, torch.float32)
     with pytest.raises(ValueError, match="two other weights at most"):
         sparse_linear(x, chosen, weight, others=[(weight, None)] * 3)
-    with pytest.raises(ValueError, match="a bias for each"):
-        sparse_linear(x, chosen, weight, others=[(weight, torch.ones(16))])
     with pytest.raises(ValueError, match="scales for one alone"):
         sparse_linear(x, chosen, weight, torch.ones(16), others=[(weight, None)])
     with pytest.raises(ValueError, match="lists of 8"):

@@ -1,6 +1,7 @@
 """Whether gated ops pay, with times that are made up."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from srrc.backends.triton import tune
+from srrc.backends.triton import ops, tune
 from srrc.backends.triton.kernels import sparse_linear
 from srrc.backends.triton.ops.vocab_head import vocab_head as whole_head
 from srrc.backends.triton.worth import (
@@ -21,6 +22,7 @@ from srrc.backends.triton.worth import (
     neuron_mlp,
     worth_it,
 )
+from srrc.ops.coarse_copy import coarse_copy
 
 CPU = torch.device("cpu")
 
@@ -54,7 +56,7 @@ def pays(parts: Sequence[Part], timer: Callable[[tune.Call], float]) -> bool:
 PARTS = {
     "linear": [part("channel", 1, 64, 96)],
     "mlp": [part("channel", 2, 64, 128), part("row", 2, 64, 128), part("channel", 2, 128, 64)],
-    "head": [Part("head", 1, 64, 480, torch.float32, (480,), exact=20)],
+    "head": [Part("head", 1, 64, 478, torch.float32, (478,), tokens=480, exact=20)],
     "nothing by channel": [part("dense", 1, 64, 96), part("channel", 1, 64, 96)],
 }
 
@@ -136,18 +138,15 @@ def test_what_is_timed_computes() -> None:
     for call in {str(each.args): each for each in seen}.values():
         found = call()
         sizes.add(tuple((found[0] if isinstance(found, tuple) else found).shape))
-    assert {(1, 96), (2, 128), (2, 64), (1, 480)} <= sizes
+    assert {(1, 96), (2, 128), (2, 64), (1, 478), (1, 480)} <= sizes
 
 
 def test_parts_of_ops() -> None:
-    def by_input(outputs: int, inputs: int) -> torch.Tensor:
-        return torch.randn(inputs, outputs).t()
-
     x, by_row = torch.randn(1, 2, 8), torch.randn(12, 8)
     found = channel_linear(x, [by_input(4, 8), by_input(6, 8), by_row], [None] * 3)
     assert [(each.kind, each.dense) for each in found] == [("channel", (4, 6)), ("dense", (12,))]
     biased = channel_linear(x, [by_input(4, 8)] * 5, [None, None, *[torch.zeros(4)] * 3])
-    assert [each.dense for each in biased] == [(4, 4), (4, 4, 4)]
+    assert [each.dense for each in biased] == [(4, 4, 4), (4, 4)]
     assert [each.dense for each in channel_linear(x, [by_input(4, 8)] * 4, [None] * 4)] == [(4, 4, 4), (4,)]
     mlp = (by_input(12, 8), None, by_row, None, by_input(8, 12), None, "silu", *[None] * 6)
     assert [each.kind for each in neuron_mlp(x, *mlp, True)] == ["channel", "row", "channel"]
@@ -157,9 +156,75 @@ def test_parts_of_ops() -> None:
     plain = (None, None, by_input(12, 8), None, by_input(8, 12), None, "gelu", *[None] * 6)
     assert [each.kind for each in neuron_mlp(x, *plain, False)] == ["channel", "channel"]
     tokens = head(
-        x, torch.randn(50, 8), None, None, None, torch.zeros(50, 8, dtype=torch.int8), *[None] * 5, 4
+        x, torch.randn(50, 8), None, None, None, torch.zeros(64, 8, dtype=torch.int8), *[None] * 5, 4
     )
-    assert tokens == [Part("head", 2, 8, 50, torch.float32, (50,), coarse=torch.int8, exact=4)]
+    assert tokens == [Part("head", 2, 8, 50, torch.float32, (50,), coarse=torch.int8, tokens=64, exact=4)]
+
+
+def by_input(outputs: int, inputs: int) -> torch.Tensor:
+    return torch.randn(inputs, outputs).t()
+
+
+def calls() -> dict[str, tuple[Any, Any, list[Any]]]:
+    """By name: what tells an op's parts, the op, and its arguments, of ops that take several launches."""
+    x, norm, gate = torch.randn(1, 64), torch.ones(64), torch.zeros(2)
+    counters = torch.zeros(9, dtype=torch.int64)
+    biases = [torch.zeros(32), None, torch.zeros(32), None, torch.zeros(96)]
+    weights = [*(by_input(32, 64) for _ in range(4)), torch.randn(96, 64)]
+    mlp = [by_input(96, 64), None, torch.randn(96, 64), torch.zeros(96), by_input(64, 96), None, "silu"]
+    mlp += [norm, torch.ones(96), torch.ones(96), torch.zeros(3, 2), counters, None]
+    copy = coarse_copy(torch.randn(50, 64), None, torch.eye(64), torch.zeros(64), multiple=16)
+    tables = [torch.eye(64), torch.zeros(64), copy.coarse, copy.scale, copy.bias, norm]
+    return {
+        "weights": (
+            channel_linear,
+            ops.channel_linear.channel_linear,
+            [x, weights, biases, norm, gate, counters],
+        ),
+        "mlp": (neuron_mlp, ops.neuron_mlp.neuron_mlp, [x, *mlp, False]),
+        "rows of up": (neuron_mlp, ops.neuron_mlp.neuron_mlp, [x, *mlp, True]),
+        "head": (
+            head,
+            whole_head,
+            [x, torch.randn(50, 64), None, *tables, gate, torch.zeros(4, dtype=torch.int64), 4],
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", calls())
+def test_what_is_measured_is_what_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each launch asks for the configuration that was measured for it: none is measured in vain, none is a guess."""
+    parts, op, given = calls()[name]
+    measure(parts(*given), CPU, timed(1.0, 3.0, []))
+    measured = {key for key in tune._known("some.json").records if not key.startswith(("dense", "head"))}
+    asked: set[str] = set()
+
+    def lookup(key: str, *rest: Any) -> Any:
+        asked.add(key)
+        return tune.lookup(key, *rest)
+
+    for module in (ops.channel_linear, ops.neuron_mlp, ops.vocab_head):
+        monkeypatch.setattr(module, "lookup", lookup)
+    op(*given)
+    assert asked == measured
+
+
+def test_launches_of_one_list_differ_in_all_but_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, op, given = calls()["weights"]
+    best = {
+        96: sparse_linear.Config(16, 64, 2, 3, block=512),
+        32: sparse_linear.Config(32, 32, 1, 2, block=128),
+    }
+    ran: list[sparse_linear.Config] = []
+
+    def launch(*args: Any, config: sparse_linear.Config, **options: Any) -> torch.Tensor:
+        ran.append(config)
+        return sparse_linear.sparse_linear(*args, config=config, **options)
+
+    monkeypatch.setattr(ops.channel_linear, "config_for", lambda rows, inputs, outputs, *rest: best[outputs])
+    monkeypatch.setattr(ops.channel_linear, "sparse_linear", launch)
+    op(*given)
+    assert ran == [best[96], replace(best[32], block=512)]  # the largest launch's
 
 
 def test_what_a_gate_saves() -> None:
