@@ -14,7 +14,7 @@ al. 2024).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -24,6 +24,7 @@ from torch.library import wrap_triton
 
 from srrc.backends.triton.ahead import Ahead
 from srrc.backends.triton.kernels.block_mask import Blocks, expand
+from srrc.backends.triton.shared_memory import shared_memory
 
 HEAD_SIZES = (32, 64, 128, 256)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -39,20 +40,45 @@ class Config:
     num_stages: int
 
 
-def configs(block: tuple[int, int], size: int) -> tuple[Config, ...]:
-    """The space worth searching for 16-bit heads of `size` on an H100; the third does not fit an A100."""
-    small = ((64, 64, 4, 3), (128, 64, 8, 3), (128, 128, 8, 3), (128, 64, 8, 4))
-    tiles = small if size <= 128 else ((64, 32, 4, 3), (128, 64, 8, 2), (64, 64, 8, 2))
-    return tuple(Config(*tile) for tile in tiles if block[0] % tile[0] == 0 and block[1] % tile[1] == 0)
+def configs(block: tuple[int, int], size: int, room: int | None = None) -> tuple[Config, ...]:
+    """The space worth searching for 16-bit heads of `size`, of what fits `room`: the current card's, unless given."""
+    room = shared_memory(torch.device("cuda")) if room is None else room
+    fitting = (config for config, needed in _space(size) if needed <= room)
+    return tuple(c for c in fitting if block[0] % c.block_m == 0 and block[1] % c.block_n == 0)
 
 
-def default_config(q: Tensor, block: tuple[int, int]) -> Config:
-    """What was quickest on an H100. Products of fp32 are no tensor core's: small tiles, or they spill."""
-    if q.dtype == torch.float32:
-        m, n, warps, stages = 32, 16, 8, 2
-    else:
-        m, n, warps, stages = (64, 64, 4, 3) if q.shape[3] <= 128 else (64, 32, 4, 3)
-    return Config(min(m, block[0]), min(n, block[1]), warps, stages)
+def default_config(q: Tensor, block: tuple[int, int], room: int | None = None) -> Config:
+    """What was quickest on an H100, or else what fits `room`: that of q's card, unless given.
+
+    Products of fp32 are no tensor core's: small tiles, or they spill.
+    """
+    room = shared_memory(q.device) if room is None else room
+    best = next(config for config, needed in _space(q.shape[3]) if needed <= room)
+    best = Config(32, 16, 8, 2) if q.dtype == torch.float32 else best
+    return replace(best, block_m=min(best.block_m, block[0]), block_n=min(best.block_n, block[1]))
+
+
+def _space(size: int) -> tuple[tuple[Config, int], ...]:
+    """The default, what fits every card in its stead, and others; each with the bytes of shared memory it is given for.
+
+    Bytes: what it needs, compiled for sm_80 to sm_89 and heads of 128 or 256 (smaller ones need no more than their
+    share), and 0 for what fits every card. sm_90 needs up to 1.6 times as much, and has it.
+    """
+    if size > 128:
+        return (
+            (Config(64, 32, 4, 3), 102_400),
+            (Config(64, 32, 4, 2), 0),
+            (Config(128, 64, 8, 2), 147_456),
+            (Config(64, 64, 8, 2), 106_496),
+        )
+    needed = {
+        Config(64, 64, 4, 3): 90_112,
+        Config(64, 32, 4, 3): 0,
+        Config(128, 64, 8, 3): 98_304,
+        Config(128, 128, 8, 3): 163_840,
+        Config(128, 64, 8, 4): 131_072,
+    }
+    return tuple((config, of * size // 128) for config, of in needed.items())
 
 
 def block_attention(
@@ -101,6 +127,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> None:
     if made_for != (queries, k.shape[2]) or lists[0] not in (1, batch) or lists[1] not in (1, heads):
         raise ValueError(f"these blocks are for {made_for} queries and keys of {lists} batches and heads, not for"
                          f" {tuple(q.shape)} and {k.shape[2]} keys")  # fmt: skip
+    many = triton.cdiv(queries, blocks.block[0]), triton.cdiv(k.shape[2], blocks.block[1])
+    if blocks.index.shape[2:] != many or blocks.counts.shape != (*blocks.index.shape[:3], 2):
+        raise ValueError(f"blocks of {blocks.block} are listed by an index {(*lists, *many)} and counts"
+                         f" {(*lists, many[0], 2)}, not {tuple(blocks.index.shape)} and {tuple(blocks.counts.shape)}:"
+                         f" were they made with another block?")  # fmt: skip
 
 
 def reference(
@@ -214,8 +245,11 @@ def _ahead(dtype: str, size: int, config: Config, window: bool = False) -> Ahead
     parts = {"M_PARTS": 128 // config.block_m, "N_PARTS": 128 // config.block_n}
     constants = {"SIZE": size, "BLOCK_M": config.block_m, "BLOCK_N": config.block_n, **parts, "CAUSAL": True}
     absent = {} if window else {"window": None}
-    name = f"block_attention[{dtype}, D {size}{', window' if window else ''}]"
-    return Ahead(name, _block_attention, signature, constants | absent, config.num_warps, config.num_stages)
+    cut = f"{config.block_m} x {config.block_n}, {config.num_stages} stages"
+    name = f"block_attention[{dtype}, D {size}, {cut}{', window' if window else ''}]"
+    room = dict(_space(size)).get(config, 0)
+    launch = config.num_warps, config.num_stages
+    return Ahead(name, _block_attention, signature, constants | absent, *launch, room=room)
 
 
 AHEAD = (
@@ -223,6 +257,8 @@ AHEAD = (
     _ahead("bf16", 128, Config(64, 64, 4, 3), window=True),
     _ahead("fp16", 128, Config(64, 64, 4, 3)),
     _ahead("bf16", 64, Config(64, 64, 4, 3)),
+    _ahead("bf16", 128, Config(64, 32, 4, 3)),
     _ahead("bf16", 256, Config(64, 32, 4, 3)),
+    _ahead("bf16", 256, Config(64, 32, 4, 2)),
     _ahead("fp32", 128, Config(32, 16, 8, 2)),
 )

@@ -63,7 +63,7 @@ class Routing:
 
 
 def route(expert: Tensor, experts: int) -> Routing:
-    """Sort a choice [T, top_k] of integers below `experts`; a dropped pair is -1 or `experts`. No wait for the device."""
+    """Sort a choice [T, top_k] of integers below `experts`, -1 or `experts` for a dropped pair. Waits for nothing."""
     chosen, pair = expert.flatten().sort(stable=True)
     order = (pair // expert.shape[1]).to(torch.int32)
     bounds = torch.arange(experts + 1, dtype=chosen.dtype, device=chosen.device)
@@ -207,10 +207,8 @@ def _grouped_linear(
     # are the last ones, and then, counted on from the number of pairs, the first.
     e = tl.arange(0, BLOCK_E)
     past = pairs + tl.load(offsets)
-    begin = tl.load(offsets + e, mask=e <= experts, other=0)
-    begin = tl.where(e <= experts, begin, past)
-    end = tl.load(offsets + e + 1, mask=e < experts, other=0)
-    end = tl.where(e < experts, end, past)
+    begin = tl.load(offsets + e, mask=e <= experts, other=past)
+    end = tl.load(offsets + e + 1, mask=e < experts, other=past)
     needed = (end - begin + BLOCK_M - 1) // BLOCK_M
     before = tl.cumsum(needed, 0) <= tile
     expert = tl.sum(before.to(tl.int32), 0)
@@ -220,11 +218,10 @@ def _grouped_linear(
     stop = tl.sum(tl.where(e == expert, end, 0), 0)
     i = start + (tile - tl.sum(tl.where(before, needed, 0), 0)) * BLOCK_M + tl.arange(0, BLOCK_M)
     mine = i < stop
-    i = tl.where(i < pairs, i, i - pairs)
 
     row = i
     if order is not None:
-        row = tl.load(order + i, mask=mine, other=0)
+        row = tl.load(order + i, mask=i < tl.minimum(stop, pairs), other=0)
     k = tl.arange(0, BLOCK_K)
     inside = n < outputs
     at_x = x + row.to(tl.int64)[:, None] * stride_x + k[None, :]
@@ -250,6 +247,7 @@ def _grouped_linear(
     if scale is not None:
         has = n < tl.where(expert < experts, outputs, 0)  # one past the last expert has no scale
         total *= tl.load(scale + expert.to(tl.int64) * outputs + n, mask=has, other=0.0)[None, :]
+    i = tl.where(i < pairs, i, i - pairs)  # here and not above: to hold them through the loop takes registers
     if pair_weight is not None:
         total *= tl.load(pair_weight + i, mask=mine, other=0.0)[:, None]
     at = out + i.to(tl.int64)[:, None] * outputs + n[None, :]

@@ -5,7 +5,10 @@
 keys, values [B, H, S, D] of one dtype, whichever; index int32 [B, H, S'], the positions that are kept; count int32
 [B, H], how many of them are valid -> out_keys[b, h, i] = keys[b, h, index[b, h, i]] for i < count[b, h], and values
 likewise, in one launch. Outputs [B, H, S', D] are not touched past the count, so that a static cache can be reused. Any
-strides with a contiguous last dimension; outputs must not overlap inputs. Bits are moved, never computed with.
+strides with a contiguous last dimension. Bits are moved, never computed with.
+
+No output may share memory with an input or with the other output: programs would read what others have written over,
+so that a cache is not compacted where it stands. Disjoint slices of one buffer are welcome.
 
 `positions` makes index and count of a mask.
 Source: caches that keep what attention reads (H2O, Zhang et al. 2023; SnapKV, Li et al. 2024).
@@ -18,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.library import wrap_triton
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from srrc.backends.triton.ahead import Ahead
 from srrc.backends.triton.kernels.compact import compact
@@ -110,6 +114,36 @@ def _demand(keys: Tensor, values: Tensor, index: Tensor, count: Tensor, out: tup
         raise ValueError(f"kv_gather takes int32, not {index.dtype} and {count.dtype}")
     if any(t.stride(-1) != 1 for t in (*tensors, index)) or not count.is_contiguous():
         raise ValueError("kv_gather takes a contiguous last dimension and a contiguous count")
+    pairs = [(target, source) for target in out for source in (keys, values)] + [out]
+    if any(_meet(*pair) for pair in pairs):
+        raise ValueError("kv_gather takes outputs that share no memory with keys, values or each other")
+
+
+def _meet(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one dtype may share an element. Of tensors without data too, while they are traced.
+
+    They share none where another storage, or one before the other, or the same windows of a period apart: as halves
+    of the positions of each head are, or keys and values side by side. Offsets to no period may be taken for shared.
+    """
+    if StorageWeakRef(a.untyped_storage()) != StorageWeakRef(b.untyped_storage()) or 0 in (
+        *a.shape,
+        *b.shape,
+    ):
+        return False
+    steps = [
+        [(step, size) for size, step in zip(x.shape, x.stride(), strict=True) if size > 1] for x in (a, b)
+    ]
+    spans = [sum((size - 1) * step for step, size in each) for each in steps]
+    ahead = b.storage_offset() - a.storage_offset()
+    if ahead > spans[0] or -ahead > spans[1]:
+        return False
+    every = [step for each in steps for step, _ in each]
+    for period in every:
+        if period > 0 and all(step % period == 0 for step in every if step >= period):
+            wide = [sum((size - 1) * step for step, size in each if step < period) for each in steps]
+            if ahead % period > wide[0] and -ahead % period > wide[1]:
+                return False
+    return True
 
 
 def reference(keys: Tensor, values: Tensor, index: Tensor, count: Tensor, out: tuple[Tensor, Tensor]) -> None:

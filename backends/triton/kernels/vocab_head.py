@@ -148,9 +148,7 @@ def _vocab_head(
         if coarse is None:
             fill = tl.full((1 if ROWS == 1 else 16, TOKENS), float("-inf"), tl.float32)
         else:
-            fill = tl.load(coarse + line * stride_c + token[None, :], mask=mine, other=0.0).to(
-                tl.float32
-            )
+            fill = tl.load(coarse + line * stride_c + token[None, :], mask=mine, other=0.0).to(tl.float32)
         tl.store(at, fill.to(logits.dtype.element_ty), mask=mine)
     else:
         h = tl.arange(0, BLOCK_H)
@@ -180,9 +178,7 @@ def _vocab_head(
             if coarse is None:
                 rest = tl.full((1 if ROWS == 1 else 16, TOKENS), float("-inf"), tl.float32)
             else:
-                rest = tl.load(coarse + line * stride_c + token[None, :], mask=mine, other=0.0).to(
-                    tl.float32
-                )
+                rest = tl.load(coarse + line * stride_c + token[None, :], mask=mine, other=0.0).to(tl.float32)
             total = tl.where(wanted != 0, total, rest)
         tl.store(at, total.to(logits.dtype.element_ty), mask=mine)
 

@@ -22,7 +22,8 @@ def block_attention(
 ) -> tuple[Tensor, Tensor]:
     """Q [B, H, Tq, D], k and v [B, G, Tk, D], index and counts of `block_mask`, made with the same block and the rest.
 
-    -> out of q's shape and layout, lse float32 [B, H, Tq]. Raises ValueError for what the kernel does not take.
+    -> out of q's shape and layout, lse float32 [B, H, Tq]. Raises ValueError for what the kernel does not take, and for
+    lists of as many blocks as another block size gives.
     """
     block = block_queries, block_keys
     return launch(q, k, v, Blocks(index, counts, block, q.shape[2], k.shape[2], causal, window), scale=scale)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from srrc.backends.triton.kernels.block_attention import (
     reference,
 )
 from srrc.backends.triton.kernels.block_mask import Blocks, compact
+from srrc.backends.triton.ops.block_attention import block_attention as in_graph
+from srrc.backends.triton.shared_memory import LEAST
 
 DTYPES = (torch.float32, torch.float16)
 CUTS = st.sampled_from(
@@ -161,11 +164,30 @@ def test_expanded_and_sliced_inputs() -> None:
 @pytest.mark.parametrize("block", [(128, 128), (128, 64), (64, 64), (16, 16)])
 def test_configs_cut_blocks_into_equal_parts(size: int, block: tuple[int, int]) -> None:
     for config in (
-        *configs(block, size),
+        *configs(block, size, 1 << 18),
         *(default_config(torch.empty(1, 1, 1, size, dtype=d), block) for d in DTYPES),
     ):
         assert block[0] % config.block_m == 0
         assert block[1] % config.block_n == 0
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+def test_configs_fit_a_card(size: int) -> None:
+    """An H100, an A100, a card of the least shared memory, and half of what that has."""
+    q = torch.empty(1, 1, 1, size, dtype=torch.float16)
+    h100, a100, least, little = (
+        {*configs((128, 128), size, room)} for room in (232_448, 166_912, LEAST, 50_000)
+    )
+    assert h100 >= a100 >= least >= little
+    assert default_config(q, (128, 128), 232_448) == (
+        Config(64, 64, 4, 3) if size <= 128 else Config(64, 32, 4, 3)
+    )
+    assert default_config(q, (128, 128), 166_912) == default_config(q, (128, 128), 232_448)
+    for room, space in ((LEAST, least), (50_000, little)):
+        assert default_config(q, (128, 128), room) in space
+    assert default_config(q, (128, 128)) == default_config(q, (128, 128), LEAST)  # no card
+    large = {Config(128, 128, 8, 3), Config(128, 64, 8, 4), Config(64, 32, 4, 3), Config(128, 64, 8, 2)}
+    assert not least & large or size <= 64 or (size == 128 and least & large == {Config(64, 32, 4, 3)})
 
 
 def made(queries: int = 16, keys: int = 16, lists: tuple[int, int] = (1, 1)) -> Blocks:
@@ -200,6 +222,23 @@ def test_dtypes(of_q: torch.dtype, of_v: torch.dtype) -> None:
 def test_blocks_of_another_shape(blocks: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="these blocks are for"):
         block_attention(X, X, X, made(**blocks))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("block", [(32, 16), (16, 32), (64, 64)])
+def test_lists_of_another_block(block: tuple[int, int]) -> None:
+    lists = compact(everything(40, 40, (16, 16)), 40, 40, block=(16, 16))
+    q = X[:, :, :1].expand(-1, -1, 40, -1)
+    with pytest.raises(ValueError, match="made with another block"):
+        block_attention(q, q, q, replace(lists, block=block))
+    with pytest.raises(ValueError, match="made with another block"):
+        in_graph(q, q, q, lists.index, lists.counts, *block)
+
+
+def test_counts_of_another_shape() -> None:
+    lists = made(lists=(1, 2))
+    for counts in (lists.counts[:, :1], lists.counts[..., :1], lists.counts.flatten(2)[..., None]):
+        with pytest.raises(ValueError, match="made with another block"):
+            block_attention(X, X, X, replace(lists, counts=counts))
 
 
 def test_a_tile_that_is_no_part_of_a_block() -> None:

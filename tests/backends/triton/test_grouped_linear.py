@@ -23,7 +23,15 @@ from srrc.backends.triton.ops.grouped_linear import grouped_linear as operator
 
 CONFIGS = (Config(16, 32, 32, 1, 1), Config(16, 16, 16, 1, 1, 1), Config(32, 32, 16, 1, 1, 3))
 LAYOUTS = ("by output", "by input", "experts inside", "larger")
-ROUTINGS = ("random", "one expert", "two experts", "some dropped", "all dropped")
+ROUTINGS = (
+    "random",
+    "one expert",
+    "two experts",
+    "some dropped",
+    "some dropped first",
+    "all dropped",
+    "all dropped first",
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -56,7 +64,10 @@ def choice(tokens: int, top_k: int, experts: int, routing: str) -> Tensor:
         return torch.randint(0, 2, (tokens, top_k)) * (experts - 1)
     if routing == "all dropped":
         return torch.full((tokens, top_k), experts)
-    return torch.randint(0, experts + (routing == "some dropped"), (tokens, top_k))
+    if routing == "all dropped first":
+        return torch.full((tokens, top_k), -1)
+    first, past = -(routing == "some dropped first"), experts + (routing != "random")
+    return torch.randint(first, past, (tokens, top_k))
 
 
 @settings(max_examples=50)
@@ -150,11 +161,46 @@ def test_rows_in_the_pairs_order(pairs: int, seed: int) -> None:
     torch.testing.assert_close(found, reference(x, weight, None, offsets), rtol=1e-5, atol=1e-4)
 
 
+@settings(max_examples=20)
+@given(
+    tokens=st.integers(1, 40),
+    bounds=st.sampled_from(((0, 3), (3, 6), (2, 3), (5, 8))),
+    with_order=st.booleans(),
+    weighted=st.booleans(),
+    config=st.sampled_from(CONFIGS),
+    seed=st.integers(0, 99),
+)
+def test_a_shard_of_the_experts(
+    tokens: int, bounds: tuple[int, int], with_order: bool, weighted: bool, config: Config, seed: int
+) -> None:
+    """Pairs before its first expert and after its last are zeros, and shards add up."""
+    torch.manual_seed(seed)
+    x, weight = torch.randn(tokens, 20), torch.randn(8, 30, 20)
+    way = route(torch.randint(-1, 9, (tokens, 2)), 8)
+    rows, order = (x, way.order) if with_order else (x[way.order.long()], None)
+    given_weight = torch.rand(tokens * 2) if weighted else None
+
+    def part(first: int, past: int) -> Tensor:
+        given = rows, weight[first:past], order, way.offsets[first : past + 1], given_weight
+        found = grouped_linear(*given, config=config)
+        torch.testing.assert_close(found, reference(*given), rtol=1e-5, atol=1e-4)
+        outside = torch.ones(len(found), dtype=torch.bool)
+        outside[way.offsets[first] : way.offsets[past]] = False
+        assert not found[outside].any()
+        return found
+
+    first, past = bounds
+    whole = grouped_linear(rows, weight, order, way.offsets, given_weight, config=config)
+    edges = sorted({0, first, past, 8})
+    summed = sum(part(*edge) for edge in itertools.pairwise(edges))
+    torch.testing.assert_close(summed, whole, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("experts", [255, 256])
 def test_as_many_experts_as_there_may_be(experts: int) -> None:
     torch.manual_seed(0)
     x, weight = torch.randn(3, 16), torch.randn(experts, 20, 16)
-    way = route(torch.tensor([[0, 7], [experts - 1, 7], [128, experts]]), experts)
+    way = route(torch.tensor([[0, 7], [experts - 1, -1], [128, experts]]), experts)
     found = grouped_linear(x, weight, way.order, way.offsets, config=CONFIGS[1])
     torch.testing.assert_close(found, reference(x, weight, way.order, way.offsets), rtol=1e-5, atol=1e-4)
 
@@ -185,7 +231,7 @@ def test_a_whole_block_of_experts() -> None:
 
 def test_a_dropped_pair_is_no_nan() -> None:
     x, weight = torch.full((2, 8), float("inf")), torch.full((2, 8, 8), float("nan"))
-    way = route(torch.tensor([[2], [2]]), 2)
+    way = route(torch.tensor([[2], [-1]]), 2)
     assert not grouped_linear(x, weight, way.order, way.offsets, torch.full((2,), 0.5)).any()
     weight, scale = weight.zero_().to(torch.int8), torch.full((2, 8), float("nan"))
     assert not grouped_linear(x, weight, way.order, way.offsets, None, scale).any()
@@ -198,6 +244,7 @@ def test_route(dtype: torch.dtype) -> None:
     assert way.order.tolist() == [0, 1, 0, 2, 2, 1]
     assert way.offsets.tolist() == [0, 2, 2, 2, 5]
     assert way.order.dtype == way.offsets.dtype == torch.int32
+    assert route(torch.tensor([[3, -1], [4, 0]], dtype=dtype), 4).offsets.tolist() == [1, 2, 2, 2, 3]
 
 
 @pytest.mark.parametrize("block_m", [1, 2, 4])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from srrc.backends.triton.kernels.kv_gather import Config, kv_gather, positions, reference
+from srrc.backends.triton.kernels.kv_gather import Config, _meet, kv_gather, positions, reference
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float64)
 
@@ -140,3 +140,83 @@ def test_what_does_not_fit(changed: dict[str, Tensor], match: str) -> None:
 def test_outputs_of_another_capacity() -> None:
     with pytest.raises(ValueError, match="an index"):
         kv_gather(**case(), out=(torch.zeros(2, 3, 6, 4), torch.zeros(2, 3, 6, 4)))
+
+
+def cut(buffer: Tensor, *at: object) -> Tensor:
+    return buffer[at]  # type: ignore[index]
+
+
+ALL = slice(None)
+LOW, HIGH, ACROSS = slice(8), slice(8, 16), slice(4, 12)
+
+
+@pytest.mark.parametrize(
+    ("shape", "source", "target"),
+    [
+        ((2, 2, 3, 8, 4), (0,), (1,)),  # caches one after another
+        ((2, 3, 16, 4), (ALL, ALL, LOW), (ALL, ALL, HIGH)),  # halves of the positions of each head
+        ((2, 3, 16, 4), (ALL, ALL, HIGH), (ALL, ALL, LOW)),
+        ((2, 6, 8, 4), (ALL, slice(0, 6, 2)), (ALL, slice(1, 6, 2))),  # every other head
+        ((2, 3, 8, 16), (ALL, ALL, ALL, LOW), (ALL, ALL, ALL, HIGH)),  # side by side
+        ((2, 3, 8, 2, 4), (ALL, ALL, ALL, 0), (ALL, ALL, ALL, 1)),
+        ((2, 8, 2, 3, 4), (ALL, ALL, 0), (ALL, ALL, 1)),
+    ],
+)
+def test_disjoint_slices_of_one_buffer(
+    shape: tuple[int, ...], source: tuple[object, ...], target: tuple[object, ...]
+) -> None:
+    buffer = torch.randn(shape)
+    keys, out = cut(buffer, *source), cut(buffer, *target)
+    if len(shape) == 5 and shape[1] == 8:  # positions before heads
+        keys, out = keys.transpose(1, 2), out.transpose(1, 2)
+    values = torch.randn(keys.shape)
+    index, count = positions(torch.rand(keys.shape[:3]) < 0.5)
+    truth = out.clone(), torch.zeros_like(values)
+    reference(keys, values, index, count, truth)
+    found = kv_gather(keys, values, index, count, (out, torch.zeros_like(values)))
+    torch.testing.assert_close(found, truth, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("position", [0, 1])
+@pytest.mark.parametrize("of", ["keys", "values"])
+@pytest.mark.parametrize("at", [LOW, ACROSS])
+def test_outputs_that_overlap_an_input(position: int, of: str, at: slice) -> None:
+    buffer = torch.zeros(2, 3, 16, 4)
+    given = case() | {of: buffer[:, :, LOW]}
+    out = [torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 5, 4)]
+    out[position] = buffer[:, :, at][:, :, :5]
+    with pytest.raises(ValueError, match="share no memory"):
+        kv_gather(**given, out=(out[0], out[1]))
+
+
+def test_a_cache_is_not_compacted_where_it_stands() -> None:
+    keys, values = torch.randn(2, 3, 8, 4), torch.randn(2, 3, 8, 4)
+    index, count = positions(torch.ones(2, 3, 8, dtype=torch.bool))
+    with pytest.raises(ValueError, match="share no memory"):
+        kv_gather(keys, values, index, count, (keys, values))
+
+
+def test_outputs_that_overlap_each_other() -> None:
+    out = torch.zeros(2, 3, 8, 4)
+    with pytest.raises(ValueError, match="share no memory"):
+        kv_gather(**case(), out=(out[:, :, :5], out[:, :, 3:]))
+
+
+STRIDED = st.tuples(
+    st.lists(st.integers(1, 3), min_size=3, max_size=3),
+    st.lists(st.sampled_from((0, 1, 2, 3, 4, 6, 8, 12, 16, 24)), min_size=3, max_size=3),
+    st.integers(0, 60),
+)
+
+
+@settings(max_examples=300)
+@given(one=STRIDED, other=STRIDED)
+def test_what_shares_an_element_is_noticed(
+    one: tuple[list[int], list[int], int], other: tuple[list[int], list[int], int]
+) -> None:
+    buffer = torch.arange(300)
+    a, b = buffer.as_strided(*one), buffer.as_strided(*other)
+    if {*a.flatten().tolist()} & {*b.flatten().tolist()}:
+        assert _meet(a, b)
+    assert _meet(a, b) == _meet(b, a)
+    assert not _meet(a, b.clone())

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.library import opcheck
 
 from srrc.backends.triton.kernels import block_attention as attention
@@ -95,6 +96,17 @@ def test_kv_gather(dtype: torch.dtype) -> None:
     for mine, its in zip(fresh, true, strict=True):
         torch.testing.assert_close(mine[valid], its[valid])
     check(kv_gather_into, keys, values, index, count, *found)
+
+
+def test_a_cache_is_not_compacted_where_it_stands() -> None:
+    keys, values = torch.zeros(2, 3, 30, 16), torch.zeros(2, 3, 30, 16)
+    index, count = caches.positions(torch.ones(2, 3, 30, dtype=torch.bool))
+    with pytest.raises(ValueError, match="share no memory"):
+        kv_gather_into(keys, values, index, count, keys, values)
+    with FakeTensorMode() as mode:  # as while it is traced
+        fakes = [mode.from_tensor(x) for x in (keys, values, index, count)]
+        with pytest.raises(ValueError, match="share no memory"):
+            kv_gather_into(*fakes, *fakes[:2])
 
 
 def test_gather_rows() -> None:
