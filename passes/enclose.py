@@ -7,7 +7,6 @@ addition goes with it where it can, so that a branch that is left out leaves the
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from dataclasses import replace as replace_fields
 
 import torch
 from torch import fx
@@ -176,7 +175,7 @@ def _stays_masked(gm: fx.GraphModule, mask: Mask, context: Context, reason: Reas
     memory = getattr(gm, str(counters.target)).data_ptr()
     for index, gate in enumerate(context.gates):
         if gate.counters.data_ptr() == memory:
-            context.gates[index] = replace_fields(gate, flops=0.0, bytes=0.0, overhead=0.0)
+            context.gates[index] = gate.without_savings()
             context.refusals.append(Refusal(gate.id.split(":", 1)[1], "region", reason, detail))
 
 

@@ -125,10 +125,9 @@ def _meet(a: Tensor, b: Tensor) -> bool:
     They share none where another storage, or one before the other, or the same windows of a period apart: as halves
     of the positions of each head are, or keys and values side by side. Offsets to no period may be taken for shared.
     """
-    if StorageWeakRef(a.untyped_storage()) != StorageWeakRef(b.untyped_storage()) or 0 in (
-        *a.shape,
-        *b.shape,
-    ):
+    if StorageWeakRef(a.untyped_storage()) != StorageWeakRef(b.untyped_storage()):
+        return False
+    if a.numel() == 0 or b.numel() == 0:
         return False
     steps = [
         [(step, size) for size, step in zip(x.shape, x.stride(), strict=True) if size > 1] for x in (a, b)
