@@ -4,6 +4,8 @@ Importing srrc imports nothing heavy: each name below is loaded when it is first
 """
 
 import importlib
+import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
     from srrc.training.train import train as train
 
 __version__ = "0.1.0.dev0"
+
+if importlib.util.find_spec(f"{__name__}.passes") is None:
+    # A checkout that is not installed: the folders beside this one are packages of it, as pyproject.toml says.
+    __path__.append(str(Path(__file__).parents[1]))
 
 _PUBLIC = {
     "Profile": "srrc.profile",

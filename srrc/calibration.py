@@ -279,6 +279,9 @@ def _describe(name: str, weights: Iterable[Tensor]) -> dict[str, Any]:
 @contextmanager
 def _bar(show: bool) -> Iterator[Bar]:
     """A progress bar on standard error."""
+    if not show:  # rich is not asked for, which a card's bench does without
+        yield lambda total, what: None
+        return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -289,7 +292,7 @@ def _bar(show: bool) -> Iterator[Bar]:
         TimeRemainingColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=Console(stderr=True), disable=not show) as bar:
+    with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task("capturing", total=None)
 
         def advance(total: int, what: str) -> None:

@@ -11,7 +11,6 @@ import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from srrc import fingerprint
+from srrc import __version__, fingerprint
 from srrc.errors import ProfileError
 
 FORMAT = 1
@@ -218,7 +217,7 @@ def _encode(profile: Profile) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors["samples"] = torch.cat([torch.zeros(0), *(sample.values for sample in profile.samples)])
     described = {
         "format": FORMAT,
-        "srrc": version("srrc"),
+        "srrc": __version__,
         "model": profile.model,
         "texts": profile.texts,
         "gates": [

@@ -6,13 +6,13 @@ import platform
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import torch
 
+from srrc import __version__
 from srrc.control.plan import Plan
 from srrc.errors import OptionError, ProfileError, SrrWarning
 from srrc.fuel import fuel
@@ -138,7 +138,7 @@ def _alive(graph: CompiledGraph) -> list[torch.Tensor]:
 def _key(graph: CompiledGraph) -> str:
     """What plans of the graph are kept under: its gates, and the machine that timed them."""
     gates = sorted((gate.id, gate.phase, gate.rows) for gate in graph.gates)
-    described = [version("srrc"), platform.node(), torch.get_num_threads(), gates]
+    described = [__version__, platform.node(), torch.get_num_threads(), gates]
     return hashlib.sha256(repr(described).encode()).hexdigest()[:16]
 
 

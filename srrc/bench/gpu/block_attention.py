@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from srrc.backends.triton.kernels.block_attention import Config, block_attention, configs, reference
 from srrc.backends.triton.kernels.block_mask import Blocks, compact
 from srrc.bench.gpu.record import Check, Measurement, check
-from srrc.bench.gpu.timing import eager_milliseconds, milliseconds
+from srrc.bench.gpu.timing import milliseconds, queued_milliseconds, quickest
 
 NAME = "block_attention"
 
@@ -61,7 +61,7 @@ def checks() -> Iterator[Check]:
         out, lse = block_attention(q, k, v, blocks)
         truth, sums = reference(q, k, v, mask, causal=causal, window=window)
         case = f"{dtype}, D {size}, {queries} of {keys}, {'causal' if causal else 'all'}, window {window}"
-        yield check(NAME, case, out, truth)
+        yield check(NAME, case, out, truth, slack=2)  # its weights are rounded too
         yield check(NAME, f"{case}, lse", lse.nan_to_num(neginf=0), sums.nan_to_num(neginf=0))
 
 
@@ -96,12 +96,11 @@ def _pairs(mask: Tensor, tokens: int) -> float:
 
 
 def _best(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks) -> Config:
-    found = {config: _time(q, k, v, blocks, config) for config in configs(blocks.block, q.shape[3])}
-    return min(found, key=lambda config: found[config])
+    return next(iter(quickest(configs(blocks.block, q.shape[3]), partial(_time, q, k, v, blocks))))
 
 
 def _time(q: Tensor, k: Tensor, v: Tensor, blocks: Blocks, config: Config) -> float:
-    return milliseconds([lambda: block_attention(q, k, v, blocks, config=config)])
+    return queued_milliseconds(lambda: block_attention(q, k, v, blocks, config=config), calls=_calls(q))
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor) -> dict[str, float]:
@@ -112,7 +111,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor) -> dict[str, float]:
             with sdpa_kernel(backend):
                 return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
-        return eager_milliseconds(call, calls=_calls(q))
+        return queued_milliseconds(call, calls=_calls(q))
 
     found = _guarded("SDPA flash, dense", lambda: ms(SDPBackend.FLASH_ATTENTION))
     return found | _guarded("SDPA cuDNN, dense", lambda: ms(SDPBackend.CUDNN_ATTENTION))
@@ -122,7 +121,7 @@ def _dense(q: Tensor, k: Tensor, v: Tensor) -> dict[str, float]:
 def _compiled() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    return torch.compile(flex_attention, dynamic=False)
+    return torch.compile(flex_attention, dynamic=False, mode="max-autotune-no-cudagraphs")
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> float:
@@ -136,7 +135,7 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> float:
     mine, _ = block_attention(q, k, v, compact(mask, *tokens))
     found = _compiled()(q, k, v, block_mask=blocks, enable_gqa=True)
     torch.testing.assert_close(found, mine, rtol=2e-2, atol=2e-2)
-    return eager_milliseconds(
+    return queued_milliseconds(
         lambda: _compiled()(q, k, v, block_mask=blocks, enable_gqa=True), calls=_calls(q)
     )
 
@@ -152,7 +151,7 @@ def _causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _calls(q: Tensor) -> int:
-    """Enough that launching the first is hidden."""
+    """In a row."""
     return 2 if q.shape[2] > 16384 else 10
 
 

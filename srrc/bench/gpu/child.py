@@ -24,6 +24,8 @@ def run(name: str, found: Path, *, warming: bool, measure: bool) -> None:
     from srrc.bench.gpu import timing
 
     timing.MODE.warming = warming
+    if not warming:
+        _choose_anew()
     with found.open("a", encoding="utf-8") as lines:
 
         def tell(kind: str, what: object) -> None:
@@ -37,10 +39,7 @@ def run(name: str, found: Path, *, warming: bool, measure: bool) -> None:
 
 
 def walk(name: str, tell: Tell, *, measure: bool) -> None:
-    """Tell everything that the case finds. Where its checks break, it is measured all the same, if the card still runs.
-
-    Not at the same time: with `found` as a file, what was told is kept whatever comes.
-    """
+    """Tell everything that the case finds. Where its checks break, it is measured all the same, if the card runs."""
     try:
         case = importlib.import_module(f"srrc.bench.gpu.{name}")
         stages = [case.checks, *([case.measurements] if measure else [])]
@@ -60,6 +59,15 @@ def walk(name: str, tell: Tell, *, measure: bool) -> None:
                 return
 
 
+def _choose_anew() -> None:
+    """Let Inductor measure again what it chose while everything was compiled at once; what Triton made is kept."""
+    from torch._functorch import config as functorch
+    from torch._inductor import config as inductor
+
+    functorch.enable_autograd_cache = False
+    inductor.fx_graph_cache = inductor.autotune_local_cache = False
+
+
 def _kind(found: Found) -> str:
     return next(kind for kind, made in KINDS.items() if isinstance(found, made))
 
@@ -69,7 +77,7 @@ def _runs() -> bool:
     import torch
 
     try:
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             torch.cuda.synchronize()
     except Exception:  # noqa: BLE001 (of whatever class it is in this torch)
         return False

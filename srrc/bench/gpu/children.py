@@ -34,7 +34,7 @@ class Child:
             )
 
     def lines(self, limit: float) -> Iterator[dict[str, Any]]:
-        """What it finds, as it finds it; a last {"kind": "broken"} where it dies, or is killed after `limit` seconds."""
+        """What it finds, as it finds it; "broken" at last where it dies, or is killed after `limit` seconds."""
         began, at = time.monotonic(), 0
         with contextlib.closing(self), self.found.open(encoding="utf-8") as file:
             while not self.done:

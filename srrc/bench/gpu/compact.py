@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from srrc.backends.triton.kernels.compact import compact, reference
-from srrc.bench.gpu.record import Check, Measurement, check
+from srrc.bench.gpu.record import Check, Measurement, exact
 from srrc.bench.gpu.timing import milliseconds
 
 NAME = "compact"
@@ -23,10 +23,7 @@ def checks() -> Iterator[Check]:
         for kept in (0.0, 0.5, 1.0):
             mask = torch.rand(rows, units, device="cuda") < kept
             case = f"{rows} x {units}, {kept} kept"
-            for name, found, truth in zip(
-                ("index", "count"), compact(mask, fill=0), reference(mask), strict=True
-            ):
-                yield check(NAME, f"{name}, {case}", found.float(), truth.float())
+            yield exact(NAME, case, *zip(compact(mask, fill=0), reference(mask), strict=True))
 
 
 def measurements() -> Iterator[Measurement]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from srrc.backends.triton.kernels.lists import Kept
 from srrc.backends.triton.kernels.select import select, select_act, select_norm
 from srrc.backends.triton.kernels.sparse_linear import Config, default_config, sparse_linear
 
@@ -73,28 +74,41 @@ class Calibrating(Dense):
 
 
 class Sparse:
-    """The kernels, as ops that Inductor sees through."""
+    """The kernels, as ops that Inductor sees through.
+
+    told: of each linear, a gate's counters: channels that it was offered, and those that it read
+    """
 
     def __init__(self, shapes: Sequence[tuple[int, int]], found: Mapping[tuple[int, int], Config]) -> None:
         """shapes: (inputs, outputs) of each linear."""
         self.ones = [torch.ones(inputs, device="cuda") for inputs, _ in shapes]
+        self.told = [torch.zeros(3, dtype=torch.int64, device="cuda") for _ in shapes]
         self.ops = [_Ops(found.get(shape) or default_config(*shape)) for shape in shapes]
+
+    def skipped(self) -> list[float]:
+        """The fraction of each linear's channels that were left out since this was asked last."""
+        found = [1 - int(told[1]) / max(1, int(told[0])) for told in self.told]
+        for told in self.told:
+            told.zero_()
+        return found
 
     def normed(
         self, which: int, stream: Tensor, added: Tensor, weight: Tensor, gate: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See `Linears`."""
-        found: tuple[Tensor, Tensor] = self.ops[which].norm(stream, added, weight, self.ones[which], gate)
+        found: tuple[Tensor, Tensor] = self.ops[which].norm(
+            stream, added, weight, self.ones[which], gate, self.told[which]
+        )
         return found
 
     def plain(self, which: int, x: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
         """See `Linears`."""
-        found: Tensor = self.ops[which].plain(x, weight, self.ones[which], gate)
+        found: Tensor = self.ops[which].plain(x, weight, self.ones[which], gate, self.told[which])
         return found
 
     def glu(self, which: int, gate_up: Tensor, weight: Tensor, gate: Tensor) -> Tensor:
         """See `Linears`."""
-        found: Tensor = self.ops[which].glu(gate_up, weight, self.ones[which], gate)
+        found: Tensor = self.ops[which].glu(gate_up, weight, self.ones[which], gate, self.told[which])
         return found
 
 
@@ -104,19 +118,22 @@ class _Ops:
     def __init__(self, config: Config) -> None:
         block = config.block
 
-        def plain(x: Tensor, weight: Tensor, ones: Tensor, gate: Tensor) -> Tensor:
-            return sparse_linear(x, select(x, ones, gate, block=block), weight, config=config)
+        def linear(x: Tensor, kept: Kept, weight: Tensor, gate: Tensor, told: Tensor) -> Tensor:
+            return sparse_linear(x, kept, weight, gate=gate, counters=told, config=config)
+
+        def plain(x: Tensor, weight: Tensor, ones: Tensor, gate: Tensor, told: Tensor) -> Tensor:
+            return linear(x, select(x, ones, gate, block=block), weight, gate, told)
 
         def norm(
-            stream: Tensor, added: Tensor, weight: Tensor, ones: Tensor, gate: Tensor
+            stream: Tensor, added: Tensor, weight: Tensor, ones: Tensor, gate: Tensor, told: Tensor
         ) -> tuple[Tensor, Tensor]:
             total, x, kept = select_norm(stream, added, None, ones, gate, epsilon=EPSILON, block=block)
-            return total, sparse_linear(x, kept, weight, config=config)
+            return total, linear(x, kept, weight, gate, told)
 
-        def glu(gate_up: Tensor, weight: Tensor, ones: Tensor, gate: Tensor) -> Tensor:
+        def glu(gate_up: Tensor, weight: Tensor, ones: Tensor, gate: Tensor, told: Tensor) -> Tensor:
             inner, up = gate_up.chunk(2, -1)
             x, kept = select_act(inner, ones, gate, up, block=block)
-            return sparse_linear(x, kept, weight, config=config)
+            return linear(x, kept, weight, gate, told)
 
         self.plain, self.norm, self.glu = _op(plain), _op(norm), _op(glu)
 
@@ -126,4 +143,4 @@ _made = itertools.count()
 
 
 def _op(run: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.library.triton_op(f"srr_bench::{run.__name__}_{next(_made)}", run, mutates_args=())
+    return torch.library.triton_op(f"srr_bench::{run.__name__}_{next(_made)}", run, mutates_args=("told",))

@@ -14,8 +14,9 @@ from srrc.backends.triton.kernels.estimator import (
     estimator,
     scores,
 )
-from srrc.bench.gpu.record import Check, Measurement, check
-from srrc.bench.gpu.timing import copies, milliseconds
+from srrc.bench.gpu.lists import same_lists
+from srrc.bench.gpu.record import Check, Measurement, exact
+from srrc.bench.gpu.timing import copies, milliseconds, quickest
 
 NAME = "estimator"
 
@@ -65,13 +66,25 @@ def checks() -> Iterator[Check]:
             found = estimator(x, projection, decoder, norm, gate, spread, config=config)
             truth = lists.reference(score, gate, 128)
             case = f"{dtype}, {rows} x {sizes}, {dropped} dropped, {config or default_config(x, sizes[2])}"
-            for field in ("units", "counts", "rows"):
-                yield check(
-                    NAME, f"{field}, {case}", getattr(found, field).float(), getattr(truth, field).float()
-                )
+            yield same_lists(NAME, case, found, truth)
         counts = torch.full_like(truth.counts, truth.units.shape[1])
         counts[-1] = sizes[1] - int(counts[:-1].sum())
-        yield check(NAME, f"guard, {case}", lists.guarded(found, gate).float(), counts.float())
+        yield exact(NAME, f"guard, {case}", (lists.guarded(found, gate), counts))
+    for rows, sizes in ((1, large), (5, small)):
+        weights, x = _eight_bits(*sizes), torch.randn(rows, sizes[0], device="cuda").to(torch.bfloat16)
+        projection, decoder, norm, spread, *scales = weights
+        score = scores(x, *weights)
+        gate = torch.tensor([threshold(score, 0.5), 0.0], device="cuda")
+        found = estimator(x, projection, decoder, norm, gate, spread, *scales)
+        yield same_lists(NAME, f"int8, {rows} x {sizes}", found, lists.reference(score, gate, 128))
+
+
+def _eight_bits(inputs: int, units: int, rank: int) -> tuple[Tensor, ...]:
+    """The same of eight bits, with scales at the end."""
+    sizes = (rank, inputs), (units, rank)
+    weights = (torch.randint(-127, 128, size, device="cuda", dtype=torch.int8) for size in sizes)
+    scales = (torch.rand(size[0], device="cuda") / 60 / size[1] ** 0.5 for size in sizes)
+    return *weights, torch.rand(units, device="cuda") + 0.1, torch.rand(units, device="cuda"), *scales
 
 
 def measurements() -> Iterator[Measurement]:
@@ -83,8 +96,9 @@ def measurements() -> Iterator[Measurement]:
             x = torch.randn(rows, inputs, device="cuda").to(torch.bfloat16)
             sets = copies(*parts(*sizes, torch.bfloat16))
             gate = torch.tensor([float(scores(x, *sets[0]).median()), 0.0], device="cuda")
-            found = {way: _time(x, sets, gate, config) for way, config in _ways(x, rank).items()}
-            best = min(found, key=found.__getitem__)
+            ways = _ways(x, rank)
+            found = quickest(ways, lambda way: _time(x, sets, gate, ways[way]))  # noqa: B023 (called at once)
+            best = next(iter(found))
             others = {"gate, up (cuBLAS)": _dense(x, units), "torch": _plain(x, sets, gate, plain)}
             if rows == 1 and name == "8B":
                 others["Inductor"] = _plain(x, sets, gate, torch.compile(plain, dynamic=False))

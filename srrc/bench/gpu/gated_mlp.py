@@ -11,8 +11,9 @@ from torch.nn import functional as F
 from srrc.backends.triton.kernels import lists
 from srrc.backends.triton.kernels.gated_mlp import Config, configs, gated_hidden, gated_mlp, reference
 from srrc.backends.triton.kernels.lists import Kept
+from srrc.bench.gpu.estimator import threshold
 from srrc.bench.gpu.record import Check, Measurement, check
-from srrc.bench.gpu.timing import copies, milliseconds
+from srrc.bench.gpu.timing import copies, milliseconds, quickest
 
 NAME = "gated_mlp"
 
@@ -38,9 +39,41 @@ def checks() -> Iterator[Check]:
             case = f"{dtype}, {rows} x {inputs} x {neurons}"
             found = _kept(*gated_hidden(*shared, _lists(chosen)))
             yield check(NAME, f"{case}, chosen", found, reference(*shared, chosen))
-            if dtype == torch.float32:
-                shared = (*shared[:4], torch.tensor([0.1, 0.05], device="cuda"))
-                yield check(NAME, f"{case}, gated", _kept(*gated_hidden(*shared)), reference(*shared))
+            down = (torch.randn(neurons, 500, device="cuda") / neurons**0.5).to(dtype).t()
+            whole = gated_mlp(*shared[:3], down, *shared[3:], _lists(chosen))
+            truth = F.linear(reference(*shared, chosen).double(), down.double())
+            yield check(NAME, f"{case}, with down", whole, truth, slack=2)
+            shared = (*shared[:4], _thresholds(*shared[:4]))
+            yield check(NAME, f"{case}, gated", _kept(*gated_hidden(*shared)), reference(*shared))
+    for rows in (1, 5):
+        yield from _eight_bits(rows)
+
+
+def _thresholds(x: Tensor, gate: Tensor, up: Tensor, norms: Tensor) -> Tensor:
+    """Of a gate that drops some neurons, and where rounding decides nothing of a second one."""
+    first = threshold(_exact(x, gate), 0.3)
+    if x.dtype != torch.float32:
+        return torch.tensor([first, -1.0], device="cuda")
+    left = reference(x.double(), gate, up, norms, torch.tensor([first, -1.0], device="cuda")).abs().amax(0)
+    return torch.tensor([first, threshold(left[left > 0], 0.2)], device="cuda")
+
+
+def _eight_bits(rows: int) -> Iterator[Check]:
+    """Weights of eight bits, of `down` too."""
+    x, chosen = (
+        torch.randn(rows, 1024, device="cuda").to(torch.bfloat16),
+        torch.rand(777, device="cuda") < 0.7,
+    )
+    gate, up = torch.randint(-127, 128, (2, 777, 1024), device="cuda", dtype=torch.int8).unbind()
+    down = torch.randint(-127, 128, (777, 500), device="cuda", dtype=torch.int8).t()
+    scales, down_scale = torch.rand(2, 777, device="cuda") * 5e-4, torch.rand(500, device="cuda")
+    shared = (torch.ones(2, 777, device="cuda"), torch.tensor([-1.0, -1.0], device="cuda"))
+    hidden = reference(x, gate, up, *shared, chosen, scales=scales)
+    found = _kept(*gated_hidden(x, gate, up, *shared, _lists(chosen), scales=scales))
+    yield check(NAME, f"int8, {rows} rows", found, hidden)
+    whole = gated_mlp(x, gate, up, down, *shared, _lists(chosen), scales=scales, down_scale=down_scale)
+    truth = F.linear(hidden.double(), down.double()) * down_scale
+    yield check(NAME, f"int8, {rows} rows, with down", whole, truth, slack=2)
 
 
 def _lists(chosen: Tensor) -> Kept:
@@ -64,15 +97,15 @@ def measurements() -> Iterator[Measurement]:
         for rows in (1, 4):
             x, gate, up = _inputs(rows, inputs, neurons, torch.bfloat16)
             down = (torch.randn(neurons, inputs, device="cuda") / neurons**0.5).to(torch.bfloat16).t()
-            sets = copies(gate, up, down)
+            sets = copies(gate, up, down, read=0.25)
             by_row = [(torch.cat((g, u)), d.contiguous()) for g, u, d in sets]
             others = {"cuBLAS": milliseconds([partial(_dense, x, *w) for w in by_row])}
             del by_row
             open_gates = torch.tensor([-1.0, -1.0], device="cuda")
             norms = torch.ones(2, neurons, device="cuda")
             half = _lists(torch.rand(neurons, device="cuda") < 0.5)
-            found = {c: _time(x, sets, norms, open_gates, half, c) for c in configs(rows)}
-            best = min(found, key=lambda config: found[config])
+            found = quickest(configs(rows), partial(_time, x, sets, norms, open_gates, half))
+            best = next(iter(found))
             read = 2.0 * 3 * inputs * neurons
             yield Measurement(
                 NAME, f"{name}, {rows} rows, half known", found[best], others, read / 2, config=str(best)
@@ -93,7 +126,7 @@ def measurements() -> Iterator[Measurement]:
 
 def _exact(x: Tensor, gate: Tensor) -> Tensor:
     """What each neuron's gate is worth to the row that wants it most."""
-    return F.silu(F.linear(x.float(), gate.float())).abs().amax(0)
+    return F.silu(F.linear(x.double(), gate.double())).abs().amax(0)
 
 
 def _dense(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Experts in one launch against a product for each, and torch's grouped product, at shapes of Mixtral and OLMoE."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -16,7 +17,7 @@ from srrc.backends.triton.kernels.grouped_linear import (
     route,
 )
 from srrc.bench.gpu.record import Check, Measurement, check
-from srrc.bench.gpu.timing import milliseconds
+from srrc.bench.gpu.timing import milliseconds, quickest
 
 NAME = "grouped_linear"
 
@@ -56,6 +57,11 @@ def checks() -> Iterator[Check]:
             found = grouped_linear(x, weight, way.order, way.offsets, of_router)
             case = f"{dtype}, {tokens} x {inputs} x {outputs}{', by input' if by_input else ''}, {name}"
             yield check(NAME, case, found, reference(x, weight, way.order, way.offsets, of_router))
+    for tokens in (1, 100):
+        x, way = torch.randn(tokens, 1024, device="cuda").to(torch.bfloat16), chosen(tokens, 2, 8)
+        weight = torch.randint(-127, 128, (8, 512, 1024), device="cuda", dtype=torch.int8)
+        given = (x, weight, way.order, way.offsets, None, torch.rand(8, 512, device="cuda"))
+        yield check(NAME, f"int8, {tokens} tokens", grouped_linear(*given), reference(*given))
 
 
 def measurements() -> Iterator[Measurement]:
@@ -70,8 +76,8 @@ def measurements() -> Iterator[Measurement]:
             grouped = _torch_grouped(x, weight, way)
             others |= {} if grouped is None else {"torch.grouped_mm": grouped}
             pairs = tokens * top_k
-            found = {config: _time(x, weight, way, config) for config in configs(pairs, experts)}
-            best = min(found, key=lambda config: found[config])
+            found = quickest(configs(pairs, experts), partial(_time, x, weight, way))
+            best = next(iter(found))
             used = int((way.offsets.diff() > 0).sum())
             size = 2.0 * (used * inputs * outputs + tokens * inputs + pairs * outputs)
             flops = 2.0 * pairs * inputs * outputs

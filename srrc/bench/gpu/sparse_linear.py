@@ -17,8 +17,9 @@ from srrc.backends.triton.kernels.sparse_linear import (
     reference,
     sparse_linear,
 )
+from srrc.bench.gpu.lists import same_lists
 from srrc.bench.gpu.record import Check, Measurement, check
-from srrc.bench.gpu.timing import copies, milliseconds
+from srrc.bench.gpu.timing import copies, milliseconds, quickest
 
 NAME = "sparse_linear"
 
@@ -61,9 +62,10 @@ def checks() -> Iterator[Check]:
             bias, chosen = torch.randn(outputs, device="cuda").to(dtype), nonzero(x, 256)
             truth = lists.reference(x.abs().float(), torch.zeros(2, device="cuda"), 256)
             case = f"{dtype}, {rows} x {inputs} x {outputs}, {kept} kept"
-            yield check(NAME, f"{case}, lists", chosen.units.float(), truth.units.float())
+            yield same_lists(NAME, f"{case}, lists", chosen, truth)
             found = sparse_linear(x, chosen, weight, bias=bias)
             yield check(NAME, case, found, reference(x, chosen, weight, bias=bias))
+        yield _several(x, chosen, case)
     for rows in (1, 5):
         x = masked(rows, 1024, 0.5, torch.bfloat16)
         eight = torch.randint(-127, 128, (1024, 2048), device="cuda", dtype=torch.int8).t()
@@ -77,11 +79,21 @@ def checks() -> Iterator[Check]:
         yield check(NAME, f"guard, {rows} rows", found, F.linear(whole.double(), weight.double()))
 
 
+def _several(x: Tensor, chosen: Kept, case: str) -> Check:
+    """Three weights in one launch, each with its bias."""
+    weights = [by_input(outputs, x.shape[1], x.dtype) for outputs in (512, 128, 130)]
+    pairs = [(weight, torch.randn(len(weight), device="cuda").to(x.dtype)) for weight in weights]
+    (weight, bias), *others = pairs
+    found = sparse_linear(x, chosen, weight, bias=bias, others=others)
+    truth = torch.cat([reference(x, chosen, each, bias=its) for each, its in pairs], -1)
+    return check(NAME, f"three weights, {case}", found, truth)
+
+
 def measurements() -> Iterator[Measurement]:
     """The best launch of the space at each shape, rows and fraction; lists are made beforehand."""
     torch.manual_seed(0)
     for name, (inputs, outputs) in SHAPES.items():
-        weights = [w for (w,) in copies(by_input(outputs, inputs, torch.bfloat16))]
+        weights = [w for (w,) in copies(by_input(outputs, inputs, torch.bfloat16), read=0.35)]
         for rows in (1, 4):
             dense_x = masked(rows, inputs, 1.0, torch.bfloat16)
             by_row = [w.contiguous() for w in weights]
@@ -111,8 +123,7 @@ def best_config(weights: list[Tensor], rows: int) -> Config:
     """The quickest where half of the channels are kept."""
     outputs, inputs = weights[0].shape
     x = masked(rows, inputs, 0.5, torch.bfloat16)
-    found = {config: _time(x, weights, config) for config in configs(rows, inputs, outputs)}
-    return min(found, key=lambda config: found[config])
+    return next(iter(quickest(configs(rows, inputs, outputs), partial(_time, x, weights))))
 
 
 def _time(x: Tensor, weights: list[Tensor], config: Config) -> float:

@@ -14,7 +14,7 @@ Config = TypeVar("Config")
 REPLAYS = 15
 
 ASLEEP = 400_000
-"""Cycles for which the card sleeps at first, some 0.2 milliseconds. Twice as many where it woke too early, and so on."""
+"""Cycles for which the card sleeps at first, some 0.2 milliseconds; twice as many where it woke too early."""
 
 LONGEST = 200_000_000
 """It sleeps no longer: something in the calls waits for it."""
@@ -115,7 +115,8 @@ def quickest(space: Iterable[Config], time: Callable[[Config], float]) -> dict[C
 
 def _medians(run: Call, rounds: int) -> float:
     """The median milliseconds of so many runs."""
-    asleep, found = ASLEEP, []
+    asleep = ASLEEP
+    found: list[float] = []
     while len(found) < rounds:
         taken, hidden = _between_events(run, asleep)
         if hidden or asleep >= LONGEST:
@@ -132,7 +133,7 @@ def _between_events(run: Call, asleep: int) -> tuple[float, bool]:
     start.record()
     run()
     end.record()
-    hidden = not start.query()
+    hidden = not start.query()  # type: ignore[no-untyped-call]
     end.synchronize()
     return float(start.elapsed_time(end)), hidden
 

@@ -1,6 +1,6 @@
 """Gather and scatter of tokens against torch's, at activations of Llama-3-8B and SmolLM2-135M."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -16,8 +16,8 @@ from srrc.backends.triton.kernels.token_rows import (
     reference_scatter,
     scatter,
 )
-from srrc.bench.gpu.record import Check, Measurement, check
-from srrc.bench.gpu.timing import copies, milliseconds
+from srrc.bench.gpu.record import Check, Measurement, check, exact
+from srrc.bench.gpu.timing import copies, milliseconds, quickest
 
 NAME = "token_rows"
 
@@ -41,11 +41,12 @@ def checks() -> Iterator[Check]:
             x, rows = (torch.randn(tokens, width, device="cuda").to(dtype) for _ in range(2))
             index, count = chosen(tokens, many)
             case = f"{dtype}, {many} of {tokens} x {width}"
-            yield check(NAME, f"gather, {case}", gather(x, index, count), reference_gather(x, index, count))
+            yield exact(NAME, f"gather, {case}", (gather(x, index, count), reference_gather(x, index, count)))
             for add in (True, False):
                 truth = reference_scatter(x, rows, index, count, add=add)
                 found = scatter(x.clone(), rows, index, count, add=add)
-                yield check(NAME, f"scatter, {'add' if add else 'write'}, {case}", found, truth)
+                way = f"scatter, {'add' if add else 'write'}, {case}"
+                yield check(NAME, way, found, truth) if add else exact(NAME, way, (found, truth))
 
 
 def measurements() -> Iterator[Measurement]:
@@ -55,13 +56,12 @@ def measurements() -> Iterator[Measurement]:
         many = tokens // 2
         index, count = chosen(tokens, many)
         at = index[:many].long()
-        pairs = copies(*(torch.randn(tokens, width, device="cuda").to(torch.bfloat16) for _ in range(2)))
+        one = (torch.randn(tokens, width, device="cuda").to(torch.bfloat16) for _ in range(2))
+        pairs = copies(*one, read=0.25)  # half of the rows of one of the two
         space = configs(width) if tokens * width > 1 << 22 else (default_config(tokens, width),)
 
         others = {"index_select": milliseconds([partial(torch.index_select, x, 0, at) for x, _ in pairs])}
-        found = {
-            c: milliseconds([partial(gather, x, index, count, config=c) for x, _ in pairs]) for c in space
-        }
+        found = quickest(space, partial(_time, gather, [(x, index, count) for x, _ in pairs]))
         yield _best(f"gather, {name}, 0.5 kept", found, others, 2.0 * width * (many + tokens))
 
         others = {
@@ -72,9 +72,7 @@ def measurements() -> Iterator[Measurement]:
                 [partial(by_copy, base, rows[:many], at) for base, rows in pairs]
             ),
         }
-        found = {
-            c: milliseconds([partial(scatter, x, y, index, count, config=c) for x, y in pairs]) for c in space
-        }
+        found = quickest(space, partial(_time, scatter, [(x, y, index, count) for x, y in pairs]))
         yield _best(f"scatter, {name}, 0.5 kept", found, others, 2.0 * width * 3 * many)
 
 
@@ -83,6 +81,10 @@ def by_copy(base: Tensor, rows: Tensor, at: Tensor) -> Tensor:
     return base.index_copy_(0, at, base.index_select(0, at) + rows)
 
 
+def _time(function: Callable[..., object], given: Sequence[tuple[Tensor, ...]], config: Config) -> float:
+    return milliseconds([partial(function, *each, config=config) for each in given])
+
+
 def _best(case: str, found: dict[Config, float], others: dict[str, float], size: float) -> Measurement:
-    config = min(found, key=lambda config: found[config])
+    config = next(iter(found))
     return Measurement(NAME, case, found[config], others, size, config=str(config))

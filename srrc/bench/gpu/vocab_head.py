@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from srrc.backends.triton.kernels.vocab_head import Config, candidate_blocks, configs, reference, vocab_head
 from srrc.bench.gpu.record import Check, Measurement, check
-from srrc.bench.gpu.timing import copies, milliseconds
+from srrc.bench.gpu.timing import copies, milliseconds, quickest
 
 NAME = "vocab_head"
 
@@ -63,17 +63,21 @@ def measurements() -> Iterator[Measurement]:
             x = torch.randn(rows, inputs, device="cuda").to(torch.bfloat16)
             coarse = torch.randn(rows, vocabulary, device="cuda")
             others = {"cuBLAS": milliseconds([partial(F.linear, x, w) for w in weights])}
-            quarter = masks(vocabulary, 0.25, 6)
-            tried = {c: _time(x, weights, quarter, coarse, c) for c in configs(rows)}
-            best = min(tried, key=tried.__getitem__)
+            quarter = masks(vocabulary, 0.25, _calls(one, 0.25))
+            best = next(iter(quickest(configs(rows), partial(_time, x, weights, quarter, coarse))))
             for kept in (1.0, 0.25, 0.1):
-                ms = _time(x, weights, masks(vocabulary, kept, 6), coarse, best)
+                ms = _time(x, weights, masks(vocabulary, kept, _calls(one, kept)), coarse, best)
                 size = 2.0 * kept * vocabulary * inputs + rows * (
                     2 * inputs + vocabulary * (2 + 4 * (1 - kept))
                 )
                 flops = 2.0 * kept * rows * vocabulary * inputs
                 case = f"{name}, {rows} rows, {kept} exact"
                 yield Measurement(NAME, case, ms, others, size, flops, config=str(best))
+
+
+def _calls(weight: Tensor, kept: float) -> int:
+    """So many in turn read more than a cache holds."""
+    return max(6, -(-(256 << 20) // int(kept * weight.numel() * weight.element_size())))
 
 
 def _time(x: Tensor, weights: list[Tensor], chosen: list[Tensor], coarse: Tensor, config: Config) -> float:
