@@ -21,6 +21,13 @@ REGION_CONFIG: dict[str, Any] = {"size_asserts": False, "alignment_asserts": Fal
 on to each other once, on the first call, instead of on every call (85 microseconds at 210 inputs)."""
 
 
+RETURNED = (OutputType.alias_of_input, OutputType.is_input)
+"""What is no output of a graph's own."""
+
+PLACES, ALIGNMENT = 16, 16
+"""Recordings of one CUDA graph for caches that lie elsewhere, and bytes that kernels may take for granted."""
+
+
 def compile_region(
     module: fx.GraphModule, inputs: Sequence[object], fake_mode: FakeTensorMode
 ) -> Callable[..., Any]:
@@ -71,10 +78,15 @@ def compile_on_card(
     # A size that changes would be recorded anew each time: a cache that grows, at each token.
     recorded = cuda_graphs and not any(map(_is_symbolic, inputs))
 
+    written: list[int] = []
+
     def inner(gm: fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
         # What a graph writes to is where its caller left it: copied for it, the caller would not see what is written.
-        fixed = {*kwargs.get("static_input_idxs", ()), *_written(context, len(example_inputs))}
-        return compile_fx_inner(gm, example_inputs, **{**kwargs, "static_input_idxs": sorted(fixed)})
+        fixed = kwargs.get("static_input_idxs", ())
+        written.extend(at for at in _written(context, len(example_inputs)) if at not in fixed)
+        return compile_fx_inner(
+            gm, example_inputs, **{**kwargs, "static_input_idxs": sorted((*fixed, *written))}
+        )
 
     with tracing(context), torch.no_grad(), without_cache:
         values: list[Any] = [_resolved(value) for value in inputs]
@@ -82,7 +94,8 @@ def compile_on_card(
             return cast("Callable[..., Any]", compile_fx(module, values, config_patches={}))
         patches = {"triton.cudagraphs": True}
         compiled = compile_fx(module, values, inner_compile=inner, config_patches=patches)
-    return _keeps_outputs(cast("Callable[..., Any]", compiled), context.fw_metadata)
+    kept = _keeps_outputs(cast("Callable[..., Any]", compiled), context.fw_metadata)
+    return _holds_still(kept, written) if written else kept
 
 
 def _is_symbolic(value: object) -> bool:
@@ -92,11 +105,47 @@ def _is_symbolic(value: object) -> bool:
 
 
 def _written(context: TracingContext, inputs: int) -> Sequence[int]:
-    """Which of a graph's inputs it writes to."""
+    """Which of a graph's inputs it writes to; none where it returns inputs too, which then may not be other tensors."""
     metadata = context.fw_metadata
     if metadata is None or len(metadata.input_info) != inputs:
         return ()
+    if any(each.output_type in RETURNED for each in metadata.output_info):
+        return ()
     return metadata.mutated_graph_handled_indices
+
+
+def _holds_still(run: Callable[..., Any], written: Sequence[int]) -> Callable[..., Any]:
+    """`run`, a CUDA graph that is recorded anew for each place in memory where inputs that it writes to are.
+
+    For a few places: then, and for a place that is not aligned as the graph was made for, it writes to tensors of its
+    own, which are copied from and to.
+    """
+    known: set[tuple[int, ...]] = set()
+    own: list[torch.Tensor] = []
+
+    def call(*args: Any) -> Any:
+        places = tuple(args[at].data_ptr() for at in written)
+        if places in known:
+            return run(*args)
+        if len(known) < PLACES and not any(place % ALIGNMENT for place in places):
+            known.add(places)
+            return run(*args)
+        if not own:
+            own.extend(_like(args[at]) for at in written)
+        given = list(args)
+        for at, tensor in zip(written, own, strict=True):
+            given[at] = tensor.copy_(args[at])
+        found = run(*given)
+        for at, tensor in zip(written, own, strict=True):
+            args[at].copy_(tensor)
+        return found
+
+    return call
+
+
+def _like(tensor: torch.Tensor) -> torch.Tensor:
+    """Strides and all, which `empty_like` does not keep where there are gaps."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def _keeps_outputs(run: Callable[..., Any], metadata: ViewAndMutationMeta | None) -> Callable[..., Any]:
@@ -104,9 +153,8 @@ def _keeps_outputs(run: Callable[..., Any], metadata: ViewAndMutationMeta | None
 
     But for those that are inputs, or views of them.
     """
-    ours = (OutputType.alias_of_input, OutputType.is_input)
     info = [] if metadata is None else metadata.output_info
-    made = [at for at, each in enumerate(info) if each.output_type not in ours]
+    made = [at for at, each in enumerate(info) if each.output_type not in RETURNED]
 
     def call(*args: Any) -> Any:
         found = list(run(*args))

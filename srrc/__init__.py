@@ -4,7 +4,6 @@ Importing srrc imports nothing heavy: each name below is loaded when it is first
 """
 
 import importlib
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +20,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-if importlib.util.find_spec(f"{__name__}.passes") is None:
-    # A checkout that is not installed: the folders beside this one are packages of it, as pyproject.toml says.
+if not Path(__file__).with_name("passes").is_dir():
+    # A checkout, where the folders beside this one are packages of it, as pyproject.toml says. Found by where this file
+    # is, and not by what is installed: that may be another checkout.
     __path__.append(str(Path(__file__).parents[1]))
 
 _PUBLIC = {

@@ -44,7 +44,7 @@ class Options:
     feedback: fraction of the routed calls that also run dense, to measure drift and to move the plan, in [0, 1].
     context: name of the texts to come (a user, a domain): what is learned on them stays apart from other names'.
     history: a file that keeps what was learned on each kind of text, from one process to the next.
-    cuda_graphs: on a CUDA device, replay each graph whose sizes are fixed as a CUDA graph, by Inductor's cudagraph trees.
+    cuda_graphs: on a CUDA device, replay graphs of fixed sizes as CUDA graphs, by Inductor's cudagraph trees.
     strict: turn every fallback warning into an error.
     dump_dir: folder that receives each stage of the graph, the plan, and a reproducer on failure.
     """

@@ -5,7 +5,8 @@ import hashlib
 import platform
 import warnings
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -206,18 +207,32 @@ def watched(
             settle()
             _follow(graph, adaptation.took(number, perf_counter() - started))
             return routed
-        compare = _dense_first(graph, adaptation, run, args, parameters, number) if measure else None
+        compare: Callable[[Any], None] | None = None
+        if measure:
+            with _room_or_no_feedback(adaptation):
+                compare = _dense_first(graph, adaptation, run, args, parameters, number)
         gates = graph.gates  # more join them where this call compiles another specialisation
         before = graph.ledger.before(gates)
         routed = run(*args)
         relevance = {} if graph.plan is None else graph.plan.relevance
         graph.ledger.after(number, gates, before, relevance)
         if compare is not None and _at_work(gates, before):
-            compare(routed)
+            with _room_or_no_feedback(adaptation):
+                compare(routed)
             stream.keep()
         return routed
 
     return call
+
+
+@contextmanager
+def _room_or_no_feedback(adaptation: Adaptation) -> Iterator[None]:
+    """A card that is full of a user's caches has no room to measure in: then the call goes on without."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        adaptation.stop_measuring()
+        warnings.warn(NO_ROOM, SrrWarning, stacklevel=2)
 
 
 def _at_work(gates: Sequence[Gate], before: Sequence[Sequence[float]]) -> bool:
@@ -234,8 +249,8 @@ def _dense_first(
     args: Sequence[Any],
     parameters: set[int],
     number: int,
-) -> Callable[[Any], None] | None:
-    """Compute the dense answer to a call that is about to run. Returns what to do with the routed one, if anything.
+) -> Callable[[Any], None]:
+    """Compute the dense answer to a call that is about to run. Returns what to do with the routed one.
 
     On some calls one gate alone is tried as well.
     """
@@ -252,14 +267,9 @@ def _dense_first(
         return lambda routed: moved(0.0)
     in_place = graph.options.cuda_graphs and graph.gates[0].record.is_cuda
     given = functools.partial(answer, run, args, graph.gates, parameters, index, in_place=in_place)
-    try:
-        dense, trial = given(), adaptation.trial(plan)
-        alone = None if trial is None else given({trial.gate: trial.record})
-    except torch.OutOfMemoryError:
-        adaptation.stop_measuring()
-        warnings.warn(NO_ROOM, SrrWarning, stacklevel=2)
-        return None
-    if trial is not None and alone is not None:
+    dense, trial = given(), adaptation.trial(plan)
+    if trial is not None:
+        alone = given({trial.gate: trial.record})
         learned = adaptation.explored(number, trial, drift_between(dense, alone, logits=logits))
         _follow(graph, learned)
     # Where a new plan was made just now, the call about to run follows it already.

@@ -22,8 +22,7 @@ from srrc.backends.triton.kernels.listed_rows import listed_rows
 from srrc.backends.triton.kernels.select import select, select_act
 from srrc.backends.triton.ops.channel_linear import choice, groups, laid_out_by_input
 from srrc.backends.triton.ops.neuron_mlp import rows_choice
-from srrc.backends.triton.ops.vocab_head import head_choice
-from srrc.backends.triton.ops.vocab_head import vocab_head as whole_head
+from srrc.backends.triton.ops.vocab_head import head_choice, logits_of
 from srrc.control.gate_time import GateTime
 from srrc.ops.vocab_head import SCALE_BLOCK
 
@@ -227,14 +226,12 @@ def _calls(part: Part, device: torch.device) -> Callable[[Any], tune.Call]:
         return lambda config: partial(vocab_head.vocab_head, x, weight, wanted, rough, config=config)
     if kind == "head":
         weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
-        eye, mean = torch.eye(inputs, device=device), torch.zeros(inputs, device=device)
+        rotation = torch.eye(inputs, device=device, dtype=dtype)
         coarse, scale = _by_channel(inputs, part.tokens, part.coarse, device)
-        bias, counters = (
-            torch.zeros(part.tokens, device=device),
-            torch.zeros(4, dtype=torch.int64, device=device),
-        )
-        given = (weight, None, eye, mean, coarse, scale, bias, norm, gates[0], counters, part.exact)
-        return lambda config: partial(whole_head, x, *given)
+        bias = torch.zeros(part.tokens, device=device)
+        counters = torch.zeros(4, dtype=torch.int64, device=device)
+        given = (weight, None, coarse, scale, bias, norm, gates[0], counters, part.exact)
+        return lambda config: partial(whole_head, x, rotation, given)
     weight, scale = _by_channel(inputs, outputs, dtype, device)
 
     def by_channel(config: sparse_linear.Config) -> object:
@@ -242,6 +239,11 @@ def _calls(part: Part, device: torch.device) -> Callable[[Any], tune.Call]:
         return sparse_linear.sparse_linear(x, kept, weight, scale, config=config)
 
     return lambda config: partial(by_channel, config)
+
+
+def whole_head(x: Tensor, rotation: Tensor, given: Sequence[Any]) -> Tensor:
+    """A head as it runs, but that the rotation is a product here: Inductor makes one kernel of what the op writes."""
+    return logits_of(x, F.linear(x, rotation).to(torch.float32), *given)
 
 
 def _by_channel(

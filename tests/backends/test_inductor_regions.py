@@ -114,7 +114,13 @@ def fake_mode() -> FakeTensorMode:
 
 def test_for_a_card_inductor_is_told_what_stays_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a CUDA graph may hold by its address: parameters, what the graph holds itself, and what it writes to."""
-    module = fx.symbolic_trace(lambda weight, x, counter, cache: (weight + x, counter.add_(1), cache.add_(x)))
+
+    def step(weight: Tensor, x: Tensor, counter: Tensor, cache: Tensor) -> tuple[Tensor]:
+        counter.add_(1)
+        cache.add_(x)
+        return (weight + x,)
+
+    module = fx.symbolic_trace(step)
     weight, _, counter, _ = module.graph.find_nodes(op="placeholder")
     for node in (weight, counter):
         node.meta["tensor_dict"] = {"_dynamo_static_input_type": "unguarded"}
@@ -145,3 +151,50 @@ def test_outputs_of_a_cuda_graph_are_the_callers_own(monkeypatch: pytest.MonkeyP
     assert (first.tolist(), second.tolist()) == ([0.0] * 3, [2.0] * 3)
     assert x.tolist() == [2.0] * 3
     assert same.data_ptr() == view.data_ptr() == x.data_ptr()
+
+
+def test_a_cache_elsewhere_is_recorded_anew_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And from then on, or where it is not aligned as kernels were made for, copied: memory does not grow."""
+
+    def step(cache: Tensor) -> tuple[Tensor]:
+        cache.add_(1)
+        return (cache * 2,)
+
+    mode = fake_mode()
+    fakes = [mode.from_tensor(torch.zeros(4), static_shapes=True)]
+    seen: list[int] = []
+
+    def watched(gm: fx.GraphModule, examples: Any, **options: Any) -> Any:
+        def replay(cache: Tensor) -> Any:
+            seen.append(cache.data_ptr())
+            return list(gm(cache))
+
+        return replay
+
+    compile_fx = inductor.compile_fx
+    monkeypatch.setattr(inductor, "compile_fx_inner", watched)
+
+    def without_patches(*args: Any, config_patches: Any, **options: Any) -> Any:
+        return compile_fx(*args, **options)
+
+    monkeypatch.setattr(inductor, "compile_fx", without_patches)
+    run = inductor.compile_on_card(fx.symbolic_trace(step), fakes, mode, cuda_graphs=True)
+    held = torch.zeros(5)
+    odd = held[1:]
+    for time in range(3):
+        assert run(odd)[0].tolist() == [2.0 * (time + 1)] * 4
+    assert held.tolist() == [0.0, 3.0, 3.0, 3.0, 3.0]
+    assert odd.data_ptr() not in seen
+    caches = [torch.zeros(4) for _ in range(40)]
+    for cache in caches * 2:
+        run(cache)
+    assert all(cache.tolist() == [2.0] * 4 for cache in caches)
+    assert len({*seen}) == inductor.PLACES + 1
+
+
+def test_what_returns_an_input_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may not be given another tensor in its stead."""
+    mode = fake_mode()
+    fakes = [mode.from_tensor(torch.zeros(3), static_shapes=True)]
+    static, *_ = for_a_card(monkeypatch, fx.symbolic_trace(lambda x: (x.add_(1),)), fakes, mode)
+    assert static == [()]

@@ -36,7 +36,6 @@ def distribution(name):
 
 
 metadata.distribution = distribution
-import srrc
 """
 
 
@@ -51,6 +50,22 @@ def alone(code: str, cache: Path) -> str:
 
 def test_the_top_folders_are_packages_of_srrc(tmp_path: Path) -> None:
     code = "import srrc.backends.triton.card, srrc.passes; print(srrc.passes.__file__)"
+    assert alone(code, tmp_path) == str(ROOT / "passes" / "__init__.py")
+
+
+def test_another_checkout_that_is_installed_is_not_asked(tmp_path: Path) -> None:
+    """Its packages would be taken for this tree's."""
+    code = """
+class Other:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        assert not name.startswith("srrc"), name
+
+
+sys.meta_path.append(Other)
+import srrc.backends.triton.card, srrc.passes
+print(srrc.passes.__file__)
+"""
     assert alone(code, tmp_path) == str(ROOT / "passes" / "__init__.py")
 
 

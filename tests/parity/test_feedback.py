@@ -83,8 +83,9 @@ def test_counters_start_anew(lively: Any, optimist: Profile) -> None:
     assert srrc.explain(model).events == ()
 
 
+@pytest.mark.parametrize("step", ["answer", "drift_between"])
 def test_without_room_for_a_dense_answer_it_goes_on_without(
-    lively: Any, optimist: Profile, monkeypatch: pytest.MonkeyPatch
+    lively: Any, optimist: Profile, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     tried = []
 
@@ -92,7 +93,7 @@ def test_without_room_for_a_dense_answer_it_goes_on_without(
         tried.append(args)
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("srrc.routing.answer", full)
+    monkeypatch.setattr(f"srrc.routing.{step}", full)
     with pytest.warns(SrrWarning, match="feedback is off from now on"):
         _, model = drifts(lively, optimist, budget=0.7, feedback=1.0)
     assert len(tried) == 1

@@ -48,10 +48,28 @@ def vocab_head(
 ) -> Tensor:
     """Raises ValueError for what the kernels do not take; `lower.py` asks before."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
-    (batch, inputs), vocabulary = rows.shape, len(weight)
     # The rotation's product as a sum: Inductor makes one kernel of it, which widens what it reads as it goes.
     y = ((rows.to(torch.float32) - mean)[:, None] * rotation.to(torch.float32)).sum(-1)
-    config = config_for(batch, inputs, len(coarse), coarse.dtype, x.device)
+    logits = logits_of(rows, y, weight, bias, coarse, coarse_scale, coarse_bias, norm, gate, counters, exact)
+    return logits.reshape(*x.shape[:-1], len(weight))
+
+
+def logits_of(
+    rows: Tensor,
+    y: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    coarse: Tensor,
+    coarse_scale: Tensor | None,
+    coarse_bias: Tensor,
+    norm: Tensor,
+    gate: Tensor,
+    counters: Tensor,
+    exact: int,
+) -> Tensor:
+    """The rest of the op, once rows [B, H] are rotated: y [B, H] float32 -> [B, V]."""
+    (batch, inputs), vocabulary = rows.shape, len(weight)
+    config = config_for(batch, inputs, len(coarse), coarse.dtype, rows.device)
     kept = select(y, norm, gate, block=config.block)
     failed = kept.rows.sum(1) < gate[1] * inputs
     number = kept.counts.sum()
@@ -64,7 +82,7 @@ def vocab_head(
     if exact > 0:
         last = rough.topk(min(exact, vocabulary), sorted=False).values.amin(-1, keepdim=True)
         candidates = (rough >= last) | whole
-    launch = head_config_for(batch, vocabulary, x.dtype, x.device)
+    launch = head_config_for(batch, vocabulary, rows.dtype, rows.device)
     logits = exact_logits(rows, weight, candidates.contiguous(), rough, bias=bias, config=launch)
     offered = batch * inputs
     executed = torch.where(whole, offered, number * batch)
@@ -75,7 +93,7 @@ def vocab_head(
         torch.where(whole, 0, batch),
     )
     counters += torch.stack(told)
-    return logits.reshape(*x.shape[:-1], vocabulary)
+    return logits
 
 
 op = torch.library.triton_op("srr_triton::vocab_head", vocab_head, mutates_args={"counters"})

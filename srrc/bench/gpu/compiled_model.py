@@ -28,8 +28,9 @@ LARGE = Shape(layers=2, vocabulary=4096)
 
 
 def _profile(model: Decoder, *, neurons: bool, texts: int, length: int) -> Any:
-    if importlib.util.find_spec("safetensors") is None:
-        raise Skipped("profiles need safetensors, which is not installed")
+    for needed in ("numpy", "safetensors"):
+        if importlib.util.find_spec(needed) is None:
+            raise Skipped(f"profiles need {needed}, which is not installed")
     from srrc.calibration import calibrate
 
     batches = [(torch.randint(model.shape.vocabulary, (1, length)),) for _ in range(texts)]
@@ -111,7 +112,7 @@ def measurements() -> Iterator[Measurement]:
         read = 2.0 * (sum(k * n for k, n in shape.linears[:4]) * shape.layers + math.prod(shape.linears[4]))
         read += sum(cache.numel() * cache.element_size() for cache in model.buffers())
         yield Measurement(NAME, "8B, 2 layers, dense", min(dense.values()), dense, read)
-        for budget in (1.0, 0.75, 0.5, 0.35):
+        for budget in (0.5, 1.0, 0.75, 0.35):
             run, gates = _routed(model, profile, budget, cuda_graphs=True)
             ms = queued_milliseconds(partial(run, *_token(model)))
             reset_counters(gates)

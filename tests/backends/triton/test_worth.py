@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from srrc.backends.triton import ops, tune
 from srrc.backends.triton.kernels import sparse_linear
-from srrc.backends.triton.ops.vocab_head import vocab_head as whole_head
 from srrc.backends.triton.worth import (
     Part,
     Took,
+    _calls,
     channel_linear,
     gate_time,
     head,
     measure,
     neuron_mlp,
+    whole_head,
     worth_it,
 )
 from srrc.ops.coarse_copy import coarse_copy
@@ -78,6 +80,22 @@ def test_all_of_a_head_counts() -> None:
         return {F.linear: 2.0, whole_head: 3.0}.get(call.func, 0.1)
 
     assert not pays(PARTS["head"], timer)
+
+
+def test_a_head_is_measured_without_what_inductor_never_makes() -> None:
+    """Written as a sum, the rotation would be a tensor of rows x inputs x inputs here."""
+    made: set[tuple[int, ...]] = set()
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            found = func(*args, **(kwargs or {}))
+            made.update({tuple(found.shape)} if isinstance(found, torch.Tensor) else ())
+            return found
+
+    with Watched():
+        _calls(Part("head", 8, 64, 480, torch.float32, (480,), tokens=480, exact=20), CPU)(None)()
+    assert (8, 480) in made
+    assert (8, 64, 64) not in made
 
 
 def test_a_launch_of_three_stands_for_three_products() -> None:
@@ -185,7 +203,7 @@ def calls() -> dict[str, tuple[Any, Any, list[Any]]]:
         "rows of up": (neuron_mlp, ops.neuron_mlp.neuron_mlp, [x, *mlp, True]),
         "head": (
             head,
-            whole_head,
+            ops.vocab_head.vocab_head,
             [x, torch.randn(50, 64), None, *tables, gate, torch.zeros(4, dtype=torch.int64), 4],
         ),
     }
