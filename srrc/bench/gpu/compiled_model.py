@@ -1,7 +1,7 @@
 """A whole model through `torch.compile(backend="srr")`: right at every budget, and quick beside Inductor.
 
 A Llama with random weights, calibrated on the CPU, then moved to the card, where a token is decoded over a cache that
-is full, by CUDA graphs as users have them. Needs safetensors beside torch and Triton, since a profile is a file of it.
+is full, by CUDA graphs as users have them. Needs NumPy and safetensors beside torch and Triton, as profiles do.
 """
 
 import importlib.util

@@ -80,6 +80,7 @@ def equal(found: Kept, truth: Kept) -> None:
     assert torch.equal(found.units, truth.units)
 
 
+@pytest.mark.parametrize("int8", [False, True])
 @settings(max_examples=40)
 @given(
     rows=st.integers(1, 8),
@@ -93,6 +94,7 @@ def equal(found: Kept, truth: Kept) -> None:
     seed=st.integers(0, 99),
 )
 def test_equals_the_reference(
+    int8: bool,
     rows: int,
     inputs: int,
     rank: int,
@@ -104,36 +106,7 @@ def test_equals_the_reference(
     seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    case = Case(rows, inputs, rank, units, dtype, spread)
-    gate = torch.tensor([case.threshold(dropped), 0.0])
-    equal(case.found(gate, config), reference(case.scores(), gate, config.block))
-
-
-@settings(max_examples=30)
-@given(
-    rows=st.integers(1, 8),
-    inputs=st.integers(1, 70),
-    rank=st.integers(1, 20),
-    units=st.integers(1, 150),
-    dropped=st.sampled_from((0.0, 0.1, 0.5, 0.9, 1.0)),
-    dtype=st.sampled_from((torch.float32, torch.float16)),
-    config=CONFIGS,
-    spread=st.booleans(),
-    seed=st.integers(0, 99),
-)
-def test_weights_of_eight_bits(
-    rows: int,
-    inputs: int,
-    rank: int,
-    units: int,
-    dropped: float,
-    dtype: torch.dtype,
-    config: Config,
-    spread: bool,
-    seed: int,
-) -> None:
-    torch.manual_seed(seed)
-    case = Case(rows, inputs, rank, units, dtype, spread, int8=True)
+    case = Case(rows, inputs, rank, units, dtype, spread, int8=int8)
     gate = torch.tensor([case.threshold(dropped), 0.0])
     equal(case.found(gate, config), reference(case.scores(), gate, config.block))
 
