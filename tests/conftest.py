@@ -182,3 +182,9 @@ def _inductor_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path_factory.mktemp("inductor")))
         yield
+
+
+@pytest.fixture
+def every_gate_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On so small a model few would save time, and which do depends on what else the machine does."""
+    monkeypatch.setattr("srrc.compiler.gate_times", lambda calls: {})

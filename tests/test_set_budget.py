@@ -14,6 +14,8 @@ from srrc.models_zoo import families
 from srrc.profile import Profile
 from srrc.report import compiled_graphs
 
+pytestmark = pytest.mark.usefixtures("every_gate_pays")
+
 TEXT = " ".join(f"the {word} of {number}" for number in range(200) for word in ("cost", "gate", "plan"))
 
 

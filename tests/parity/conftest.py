@@ -148,9 +148,3 @@ def lively() -> Callable[[], Any]:
         return model
 
     return make
-
-
-@pytest.fixture
-def every_gate_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On so small a model none would save time."""
-    monkeypatch.setattr("srrc.compiler.gate_times", lambda calls: {})
