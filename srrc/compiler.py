@@ -15,7 +15,8 @@ from torch._subclasses import FakeTensorMode
 
 from srrc.backends.cpu.build import ensure_built
 from srrc.backends.cpu.lower import LowerDense
-from srrc.backends.inductor import compile_on_card, compile_region
+from srrc.backends.cuda_graphs import compile_on_card
+from srrc.backends.inductor import compile_region
 from srrc.backends.triton import card
 from srrc.control.gate_time import GateTime
 from srrc.dump import stage_writer, write_result
