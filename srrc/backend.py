@@ -26,7 +26,7 @@ from srrc.passes.capture import needs_gradients
 from srrc.passes.copy_graph import copy_graph
 from srrc.passes.pipeline import configure_logs
 from srrc.reasons import Reason, Refusal
-from srrc.runtime.compiled_graph import CompiledGraph, record
+from srrc.runtime.compiled_graph import CompiledGraph, forget, record
 from srrc.runtime.costs import GraphCost
 from srrc.runtime.fallback import fall_back
 
@@ -58,14 +58,22 @@ def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Op
     """The callable that stands for `gm`: compiled by srrc, or the dense graph where that cannot be."""
     graph = CompiledGraph(options, [weakref.ref(t) for t in example_inputs if isinstance(t, torch.Tensor)])
     record(graph)
+    try:
+        return _compiled(gm, example_inputs, graph)
+    except RestartAnalysis:  # Dynamo's way to say that it has learned something, and traces again
+        forget(graph)
+        raise
+
+
+def _compiled(gm: fx.GraphModule, example_inputs: Sequence[Any], graph: CompiledGraph) -> Callable[..., Any]:
     refusal = _unfit(example_inputs)
     if refusal is None:
         try:
             return compile_capture(capture(gm, example_inputs), graph)
-        except SrrError:
+        except (SrrError, RestartAnalysis):
             raise
         except Exception as error:  # noqa: BLE001  (whatever it is, the user's program must run)
-            write_reproducer(options.dump_dir, graph, gm, example_inputs, error)
+            write_reproducer(graph.options.dump_dir, graph, gm, example_inputs, error)
             detail = f"{type(error).__name__}: {error}"
             fall_back(graph, Refusal("graph", "graph", Reason.COMPILE_FAILED, detail), cause=error)
     else:

@@ -443,6 +443,22 @@ def test_numbers_that_vary() -> None:
     assert srrc.stats(model)["fallbacks"] == {}
 
 
+def test_a_number_that_inductor_wants_as_it_is() -> None:
+    """Dynamo has taken it for one that varies: it hears so while the graph is compiled, and traces again."""
+    model = Stack(1)
+
+    def function(x: Tensor, scale: float) -> Tensor:
+        x = model(x)[None]
+        return F.scaled_dot_product_attention(x, x, x, scale=scale)
+
+    compiled = torch.compile(function, backend="srr", options={"strict": True}, dynamic=True)
+    for rows in (3, 4):
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(_x(rows), 0.5), function(_x(rows), 0.5))
+    (graph,) = compiled_graphs(model)
+    assert graph.regions[1] >= 1
+
+
 def test_vmap_over_a_model() -> None:
     model = Stack(1)
 

@@ -114,6 +114,12 @@ def record(graph: CompiledGraph) -> None:
         _graphs.add(graph)
 
 
+def forget(graph: CompiledGraph) -> None:
+    """Of a graph whose compilation Dynamo begins anew nothing is told."""
+    with _lock:
+        _graphs.discard(graph)
+
+
 def graphs_of(parameters: Iterable[torch.Tensor]) -> list[CompiledGraph]:
     """The living graphs that were compiled for any of these tensors, in order of compilation."""
     wanted = {id(parameter) for parameter in parameters}
