@@ -14,7 +14,7 @@ import srrc.ops  # noqa: F401  (defines torch.ops.srr)
 from srrc.passes.context import Context
 from srrc.passes.gating import channel, neuron, residual, vocab
 from srrc.passes.gating.source import GateSource
-from srrc.passes.rows import has_few_rows
+from srrc.passes.rows import has_few_rows, has_fixed_rows
 from srrc.pathways.base import Pathway
 from srrc.pathways.residual import Branch
 from srrc.reasons import Reason, Refusal
@@ -42,12 +42,14 @@ class InsertGates:
     source: None where nothing may be gated (no budget was asked for)
     levels: the options' routing levels
     refused: kinds that the backend has no gates for, and why
+    fixed_rows: whether its kernels must know how many rows there are
     """
 
     source: GateSource | None
     levels: frozenset[str]
     fake_mode: FakeTensorMode
     refused: Mapping[str, Reason] = field(default_factory=dict)
+    fixed_rows: bool = False
     name: str = "insert_gates"
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
@@ -88,6 +90,8 @@ class InsertGates:
             return Reason.NO_PROFILE
         if not self.source.many_rows and not has_few_rows(_decided_by(pathway), context.sizes):
             return Reason.MANY_ROWS
+        if self.fixed_rows and not has_fixed_rows(_decided_by(pathway)):
+            return Reason.UNKNOWN_ROWS
         if self.source.fuel is not None and len(context.gates) >= self.source.fuel:
             return Reason.FUEL_SPENT
         return None

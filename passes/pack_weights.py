@@ -8,6 +8,7 @@ storage that the kernels read, so nothing can go stale; eager code and `state_di
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import fx
@@ -49,6 +50,7 @@ class PackWeights:
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
         """Lay out the weights; the graph stays, its values get the new strides."""
         left: list[Span] = []
+        full: list[str] = []
         for node in [linear.weight for linear in gated_linears(context.pathways, self.source)]:
             weight = self.source.weights[node.name]
             if weight.dim() != 2 or not _only_linears(node):
@@ -57,17 +59,29 @@ class PackWeights:
                 continue  # by input channel already, or a layout of the user's own
             if not owns_storage(weight):
                 context.refusals.append(Refusal(context.fqns[node.name], "channel", Reason.SHARED_STORAGE))
-            elif _tell_dynamo(node, weight):
-                if weight.device.type == "cpu":
-                    left.append((weight.data_ptr(), weight.data_ptr() + weight.nbytes))
+                continue
+            recorded = _recorded(node)
+            if recorded is None:
+                continue
+            before = weight.data_ptr(), weight.data_ptr() + weight.nbytes
+            try:
                 pack_input_major(weight)
-                if sum(end - start for start, end in left) > _AT_A_TIME:
-                    release(left)
-                    left.clear()
-                with self.fake_mode:
-                    node.meta["example_value"] = value_of(node).t().contiguous().t()
+            except torch.OutOfMemoryError:
+                full.append(context.fqns[node.name])
+                continue
+            recorded["stride"] = weight.stride()
+            with self.fake_mode:
+                node.meta["example_value"] = value_of(node).t().contiguous().t()
+            if weight.device.type == "cpu":
+                left.append(before)
+            if sum(end - start for start, end in left) > _AT_A_TIME:
+                release(left)
+                left.clear()
         if left:
             release(left)
+        if full:
+            log.warning("%d weights stay by rows, all of which are read: %s", len(full), Reason.NO_MEMORY)
+            context.refusals += [Refusal(name, "channel", Reason.NO_MEMORY) for name in full]
         return gm
 
 
@@ -109,19 +123,19 @@ def _only_linears(node: fx.Node) -> bool:
     return all(is_call(user, "linear") or str(user.target).startswith(GATED_OPS) for user in node.users)
 
 
-def _tell_dynamo(node: fx.Node, weight: torch.Tensor) -> bool:
-    """Let the guards that Dynamo is about to build expect the new strides. False where this torch has no such place.
+def _recorded(node: fx.Node) -> dict[str, Any] | None:
+    """What Dynamo recorded of a weight while it traced, its "stride" too. None where this torch has no such place.
 
-    Dynamo recorded the strides while it traced, and checks them right after it has compiled: without this, packing
-    would make it compile again.
+    The guards that it is about to build expect what the record says, and are checked right after it has compiled: the
+    strides there must be those that the weight has then. With others, packing would make it compile again.
     """
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     try:
         sizes_strides = InstructionTranslator.current_tx().output.input_source_to_sizes_strides
-        recorded = sizes_strides[node.meta["grapharg"].source]
-        recorded["stride"] = (1, weight.shape[0])
+        recorded = cast("dict[str, Any]", sizes_strides[node.meta["grapharg"].source])
+        recorded["stride"]
     except (AttributeError, KeyError, TypeError) as error:
         log.info("%s stays by rows: Dynamo's record of its strides was not found (%r)", node.name, error)
-        return False
-    return True
+        return None
+    return recorded

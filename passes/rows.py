@@ -36,3 +36,8 @@ def has_few_rows(x: fx.Node, sizes: Mapping[sympy.Symbol, int]) -> bool:
     """True where `x` has at most `FEW_ROWS` rows."""
     rows = rows_of(x, sizes)
     return rows is not None and rows <= FEW_ROWS
+
+
+def has_fixed_rows(x: fx.Node) -> bool:
+    """True where the rows of `x` are the same in every call of its graph."""
+    return all(isinstance(size, int) for size in x.meta["example_value"].shape[:-1])

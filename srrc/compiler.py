@@ -176,7 +176,8 @@ def _specialise(
     fake_mode = captured.fake_mode
     context = Context(graph.options, dict(captured.fqns), gate_store=captured.gate_store, sizes=dict(sizes))
     on_card = captured.device.type == "cuda"
-    gating = InsertGates(source, graph.options.levels, fake_mode, NOT_ON_CARDS if on_card else {})
+    refused = NOT_ON_CARDS if on_card else {}
+    gating = InsertGates(source, graph.options.levels, fake_mode, refused, fixed_rows=on_card)
     passes: list[Pass] = [Normalise(), FindPathways(), gating]
     passes += [] if source is None else [PackWeights(source, fake_mode)]
     times: dict[str, GateTime] = {}

@@ -61,7 +61,7 @@ def _values(tensor: Tensor) -> Tensor:
     """Elements at evenly spread positions of the logical (row-major) order, in float32."""
     count = math.prod(tensor.shape)
     if count == 0:
-        return torch.zeros(0)
+        return torch.zeros(0, dtype=torch.float32)
     steps = min(SAMPLES, count)
     flat = torch.tensor([index * count // steps for index in range(steps)])
     position = torch.unravel_index(flat, tensor.shape) if tensor.dim() else ()

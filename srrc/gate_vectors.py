@@ -73,7 +73,7 @@ class _Size:
 
     def __init__(self, linear: Linear) -> None:
         self._rows = slice(*linear.rows) if linear.rows is not None else slice(None)
-        self._sum, self._count = torch.zeros(linear.out_features), 0
+        self._sum, self._count = torch.zeros(linear.out_features, dtype=torch.float32), 0
 
     def add(self, value: Tensor) -> None:
         flat = value[..., self._rows].reshape(-1, len(self._sum))

@@ -107,7 +107,7 @@ def _stand_in(values: Values, node: fx.Node) -> Any:
         return value
     value = _apart(value)
     if str(node.target).endswith("_record"):
-        value.copy_(torch.tensor(OPEN))
+        value.copy_(torch.tensor(OPEN, dtype=value.dtype))
     return value
 
 

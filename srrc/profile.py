@@ -91,7 +91,8 @@ class GateProfile:
         """The score up to which units are dropped so that `fraction` of them are; -1 (none) for 0."""
         if fraction <= 0:
             return -1.0
-        return _interpolate(self.quantiles, torch.linspace(0, 1, len(self.quantiles)), fraction)
+        at = torch.linspace(0, 1, len(self.quantiles), dtype=torch.float32)
+        return _interpolate(self.quantiles, at, fraction)
 
     def min_kept(self, fraction: float) -> float:
         """The fraction of units below which a row is outside of what was calibrated, at `fraction`

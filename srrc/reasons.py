@@ -11,6 +11,7 @@ class Reason(enum.StrEnum):
     NO_BUDGET = "no budget was asked for"
     NO_PROFILE = "no profile covers it"
     LEVEL_OFF = "its level is switched off in the options"
+    UNKNOWN_ROWS = "how many rows it has is known only when it runs"
     NO_SAVING = "its gate costs more than it can save"
     MANY_ROWS = "with many rows every channel matters to some of them"
     MEASURED_SLOWER = "its gate measured slower than dense on this machine"
@@ -21,6 +22,7 @@ class Reason(enum.StrEnum):
     # A structure that was looked at and turned down.
     NOT_A_PARAMETER = "the weight is computed, not a parameter"
     SHARED_STORAGE = "the weight shares its storage with other tensors"
+    NO_MEMORY = "there is no memory for another layout of the weight"
     UNSUPPORTED_DTYPE = "no kernel takes this dtype"
     UNSUPPORTED_SHAPE = "no kernel takes this shape"
     UNKNOWN_ACTIVATION = "the activation is not one a kernel has"

@@ -5,7 +5,8 @@ not take, and what takes them longer on this card than dense products, becomes t
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 class LowerTriton:
     """Gives each gated op of few rows its kernels.
 
-    refuse:  told of the ops that have none, and why
+    refuse:  told of the ops that have none, and why: once for all that have the same reason
     measure: what an op's parts take on the card, None where that is not known
     times:   gate id -> what it takes and saves, filled for gates whose ops were measured
     """
@@ -45,6 +46,10 @@ class LowerTriton:
 
     def __call__(self, gm: fx.GraphModule, context: Context) -> fx.GraphModule:
         """Edit `gm` in place. Of gates that save nothing here, the ones of a dense op go, the others count nothing."""
+        advice = "mark sizes static, or compile with dynamic=False"
+        refused = [replace(r, detail=advice) for r in context.refusals if r.reason is Reason.UNKNOWN_ROWS]
+        failed: list[Refusal] = []
+        measure = cache(self.measure)  # equal ops fail alike, and a compiler takes its time for that
         for node in gm.graph.nodes:
             if node.target not in LOWERED:
                 continue
@@ -53,27 +58,47 @@ class LowerTriton:
             gates = _gates(gm, node, context)
             why = lowered.unfit(*given)
             if why is not None:
-                self.refuse(Refusal(gates[0][1].id, "kernel", Reason.NO_KERNEL, why))
+                refused.append(Refusal(gates[0][1].id, "kernel", Reason.NO_KERNEL, why))
                 _make_dense(node, lowered, gates, context, Reason.NO_KERNEL, why)
                 continue
             parts = lowered.parts(*given)
-            took = self.measure(parts)
-            if worth.worth_it(took):
+            took = measure(tuple(parts))
+            why = next((each.failed for each in took or () if each.failed), None)
+            if why is not None:
+                failed.append(Refusal(gates[0][1].id, "kernel", Reason.NO_KERNEL, why))
+                _make_dense(node, lowered, gates, context, Reason.NO_KERNEL, why)
+            elif worth.worth_it(took):
                 node.target = lowered.target
                 _silence({part.gate for part in parts if part.kind == "dense"}, gates, context)
                 self._time(took or (), gates)
             else:
                 _make_dense(node, lowered, gates, context, Reason.MEASURED_SLOWER, "")
-        for node in gm.graph.find_nodes(op="get_attr"):  # what a refused op held is not kept for it
-            if not node.users:
-                gm.graph.erase_node(node)
+        _drop_what_nothing_reads(gm)
+        for detail in dict.fromkeys(each.detail for each in refused):
+            self._tell([each for each in refused if each.detail == detail])
+        self._tell(failed)  # whatever the details: compilers tell the names of their files
         return gm
+
+    def _tell(self, refused: Sequence[Refusal]) -> None:
+        if refused:
+            first, others = refused[0], len(refused) - 1
+            self.refuse(replace(first, place=f"{first.place} (and {others} more)") if others else first)
 
     def _time(self, took: Sequence[Took], gates: Sequence[tuple[int, Gate]]) -> None:
         for row, gate in gates:
             time = worth.gate_time([each for each in took if each.part.gate == row], gate.rows)
             if time is not None:
                 self.times[gate.id] = time
+
+
+def _drop_what_nothing_reads(gm: fx.GraphModule) -> None:
+    """What a refused op held is not kept for it: a head's coarse copy is as large as half of the head."""
+    for node in gm.graph.find_nodes(op="get_attr"):
+        if not node.users:
+            gm.graph.erase_node(node)
+    read = {node.target for node in gm.graph.find_nodes(op="get_attr")}
+    for name in [name for name, _ in gm.named_buffers(recurse=False) if name not in read]:
+        delattr(gm, name)  # the pathways that were found hold the graph, and it holds the module
 
 
 def _silence(rows: set[int], gates: Sequence[tuple[int, Gate]], context: Context) -> None:
@@ -116,7 +141,7 @@ def _rows(x: Tensor) -> str | None:
         return f"rows of {x.dtype}"
     sizes = x.shape
     if not all(isinstance(size, int) for size in sizes):
-        return f"sizes that are known only when it runs, {tuple(sizes)}: mark them static"
+        return "sizes that are known only when it runs"
     rows = x.numel() // max(1, x.shape[-1])
     return None if 1 <= rows <= MAX_ROWS else f"{rows} rows"
 

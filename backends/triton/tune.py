@@ -10,8 +10,9 @@ own, `CARD-CAPABILITY-triton-VERSION.json`, and in it each kernel with the sizes
 
     {KEY: {"config": {"block_k": 32, ...}, "milliseconds": 0.031, "of": {CONFIGURATION: milliseconds, or null}}}
 
-with null for a configuration that does not run. Processes do not wait for one another: each renames a whole file into
-place, and a record that is lost when two do so at once is measured again.
+with null for a configuration that never runs, for want of shared memory perhaps; what found the card full is missing,
+and tried again. One process at a time measures (`alone.py`), and reads what another wrote meanwhile. Each renames a
+whole file into place; a record that is lost when two do so at once is measured again.
 """
 
 import contextlib
@@ -31,6 +32,7 @@ import torch
 import triton
 from torch._library.triton import set_wrap_triton_enabled
 
+from srrc.backends.triton.alone import alone
 from srrc.paths import cache_folder, cache_root
 
 if TYPE_CHECKING:
@@ -105,26 +107,34 @@ def tune(
     run: Callable[[Config], Call],
     *,
     timer: Callable[[Call], float] | None = None,
+    failed: list[Exception] | None = None,
 ) -> Config:
     """Measure the whole space, unless all of it was measured before; the quickest, and of equals the first.
 
-    run:   makes the call that launches with a configuration. Where it or the call raises, for want of shared memory
-           perhaps, the configuration is left out; where all do, `default` stays, and nothing is kept.
-    timer: milliseconds of a call; `events` by default
+    run:    makes the call that launches with a configuration. Where it or the call raises, for want of shared memory
+            perhaps, the configuration is left out; where all do, `default` stays, and nothing is kept.
+    timer:  milliseconds of a call; `events` by default
+    failed: gets what was raised
     Raises torch.OutOfMemoryError where the card has no room for what a call needs.
     """
     card = _card(device)
     if card is None:
         return default
     with _measuring:
-        record = _known(card).records.get(kernel_key)
-        if record is None or not _covers(record, space):
-            record = _measured(space, run, timer or partial(events, device))
-            if record is None:
-                log.warning("no configuration of %s runs: the default stays", kernel_key)
-                return default
-            log.info("%s: %s", kernel_key, _words(record.config))
-            _keep(card, kernel_key, record)
+        known = _known(card)
+        record = _complete(known, kernel_key, space)
+        if record is None:
+            with alone(known.path):
+                _read_again(known)
+                record = _complete(known, kernel_key, space)
+                if record is None:
+                    raised = [] if failed is None else failed
+                    record = _measured(space, run, timer or partial(events, device), raised)
+                    if record is None:
+                        log.warning("no configuration of %s runs: %r", kernel_key, raised[-1])
+                        return default
+                    log.info("%s: %s", kernel_key, _words(record.config))
+                    _keep(card, kernel_key, record)
     return _chosen(record, space, default)
 
 
@@ -152,11 +162,15 @@ def _events(call: Call) -> float:
 
 
 def _measured(
-    space: Sequence[Config], run: Callable[[Config], Call], timer: Callable[[Call], float]
+    space: Sequence[Config],
+    run: Callable[[Config], Call],
+    timer: Callable[[Call], float],
+    failed: list[Exception],
 ) -> Record | None:
     """Configurations take turns, so that a clock that falls slows all alike; medians pass over what slows one."""
     calls: dict[int, Call] = {}
     times: dict[int, list[float]] = {at: [] for at in range(len(space))}
+    again: set[int] = set()
     for _ in range(1 + ROUNDS):  # the first compiles, and is not counted
         for at in list(times):
             try:
@@ -167,23 +181,32 @@ def _measured(
                 raise
             except Exception as error:  # noqa: BLE001 (compilers and drivers raise what they like)
                 log.info("%s is left out: %r", _words(asdict(space[at])), error)
+                failed.append(error)
                 del times[at]
+                if _passes(error):
+                    again.add(at)
     if not times:
         return None
     medians = {at: statistics.median(each[1:]) for at, each in times.items()}
     best = min(medians, key=lambda at: (medians[at], at))
-    of = {_words(asdict(config)): medians.get(at) for at, config in enumerate(space)}
+    of = {_words(asdict(config)): medians.get(at) for at, config in enumerate(space) if at not in again}
     return Record(asdict(space[best]), medians[best], of)
+
+
+def _passes(error: Exception) -> bool:
+    """Whether it may run the next time: the machine or the card was full. Triton's launcher has no error for that."""
+    return isinstance(error, MemoryError) or "out of memory" in str(error)
 
 
 def _chosen(record: Record, space: Sequence[Config], default: Config) -> Config:
     return next((config for config in space if asdict(config) == record.config), default)
 
 
-def _covers(record: Record, space: Sequence[Config]) -> bool:
-    """Whether the record's choice is in the space, and was made among all of it."""
+def _complete(known: _Known, kernel_key: str, space: Sequence[Config]) -> Record | None:
+    """A record whose choice is in the space, and was made among all of it."""
+    record = known.records.get(kernel_key)
     words = {_words(asdict(config)) for config in space}
-    return _words(record.config) in words and words <= set(record.of)
+    return record if record and _words(record.config) in words and words <= set(record.of) else None
 
 
 def _words(facts: Mapping[str, object]) -> str:
@@ -209,6 +232,14 @@ def _known(card: str) -> _Known:
             path = cache_root() / "triton" / card
             _cards[card] = _Known(_read(path, logging.WARNING), path)
         return _cards[card]
+
+
+def _read_again(known: _Known) -> None:
+    """Take over what other processes wrote since the file was read."""
+    if known.path is not None:
+        records = _read(known.path, logging.DEBUG)
+        with _lock:
+            known.records |= records
 
 
 def _read(path: Path, level: int) -> dict[str, Record]:

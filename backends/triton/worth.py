@@ -63,11 +63,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Took:
-    """Milliseconds of a part with half of its units dropped, infinite where no kernel runs; of its dense products."""
+    """Milliseconds of a part with half of its units dropped, infinite where no kernel runs; of its dense products.
+
+    failed: what was raised where no kernel runs
+    """
 
     part: Part
     gated: float
     dense: float
+    failed: str = ""
 
     @property
     def saves(self) -> tuple[float, float]:
@@ -128,10 +132,10 @@ def measure(parts: Sequence[Part], device: torch.device, timer: Timer | None = N
     found = []
     try:
         for part in parts:
-            gated = _milliseconds(part, device, timer)
+            gated, failed = _milliseconds(part, device, timer)
             products = [replace(part, kind="dense", outputs=size) for size in part.dense]
-            dense = [_milliseconds(product, device, timer) for product in products]
-            found.append(Took(part, gated, sum(dense)))
+            dense = [_milliseconds(product, device, timer)[0] for product in products]
+            found.append(Took(part, gated, sum(dense), failed))
     except torch.OutOfMemoryError:
         log.info("%s are not measured: the card has no room for another such weight", parts)
         return None
@@ -144,12 +148,12 @@ def worth_it(measured: Sequence[Took] | None) -> bool:
 
 
 def gate_time(parts: Sequence[Took], rows: int) -> GateTime | None:
-    """What a gate over these parts takes and saves; None where it skips nothing in them.
+    """What a gate over these parts takes and saves; None where it skips nothing in them, or where that is not known.
 
     An open gate runs the same kernels, and they read all: so much longer they take than with half of it dropped.
     """
     skipping = [each for each in parts if each.part.kind != "dense"]
-    if not skipping:
+    if not skipping or not all(math.isfinite(each.gated + each.dense) for each in skipping):
         return None
     half = sum(each.gated for each in skipping)
     few, most = (sum(saved) for saved in zip(*(each.saves for each in skipping), strict=True))
@@ -162,8 +166,8 @@ def _fields(part: Part) -> tuple[Any, ...]:
     return part.kind, part.rows, part.inputs, part.outputs, part.dtype
 
 
-def _milliseconds(part: Part, device: torch.device, timer: Timer | None) -> float:
-    """Of a part at its best, measured once on such a card; infinite where no kernel runs."""
+def _milliseconds(part: Part, device: torch.device, timer: Timer | None) -> tuple[float, str]:
+    """Of a part at its best, measured once on such a card; infinite where no kernel runs, and then what was raised."""
     kind, rows, inputs, outputs, dtype = _fields(part)
     chosen: tuple[str, Sequence[Any], Any]
     if kind == "dense":
@@ -192,26 +196,32 @@ def _milliseconds(part: Part, device: torch.device, timer: Timer | None) -> floa
     def call(config: Any) -> tune.Call:
         return made()(config)
 
-    tune.tune(name, space, default, device, call, timer=timer)
+    errors: list[Exception] = []
+    tune.tune(name, space, default, device, call, timer=timer, failed=errors)
     found = tune.measured(name, device)
-    return math.inf if found is None else found
+    if found is not None:
+        return found, ""
+    return math.inf, repr(errors[-1]) if errors else "the card does not tell its name"
 
 
 def _calls(part: Part, device: torch.device) -> Callable[[Any], tune.Call]:
     """What makes the call of a part that is to be timed, with a configuration."""
     kind, rows, inputs, outputs, dtype = _fields(part)
     wide = torch.float32 if kind == "coarse" else dtype
-    x = torch.randn(rows, inputs, device=device).to(wide)
+    plain: dict[str, Any] = {"device": device, "dtype": torch.float32}
+    draw = torch.Generator(device).manual_seed(0)  # the user's own goes on as if nothing had been drawn
+    random = partial(torch.randn, generator=draw, **plain)
+    x = random(rows, inputs).to(wide)
     x[:, ::2] = 0  # what is zero is dropped: half
-    norm, gates = torch.ones(inputs, device=device), torch.zeros(2, 2, device=device)
+    norm, gates = torch.ones(inputs, **plain), torch.zeros(2, 2, **plain)
     if kind == "dense":
-        weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+        weight = random(outputs, inputs, dtype=dtype)
         return lambda config: partial(F.linear, x, weight)
     if kind == "row":
-        weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
-        before = torch.randn(rows, outputs, device=device).to(dtype)
+        weight = random(outputs, inputs, dtype=dtype)
+        before = random(rows, outputs).to(dtype)
         before[:, ::2] = 0
-        worth = torch.ones(outputs, device=device)
+        worth = torch.ones(outputs, **plain)
 
         def rows_of_up(config: gated_mlp.Config) -> object:
             acted, kept = select_act(before, worth, gates[0])
@@ -219,20 +229,20 @@ def _calls(part: Part, device: torch.device) -> Callable[[Any], tune.Call]:
 
         return lambda config: partial(rows_of_up, config)
     if kind == "exact":
-        weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
-        rough = torch.zeros(rows, outputs, device=device)
+        weight = random(outputs, inputs, dtype=dtype)
+        rough = torch.zeros(rows, outputs, **plain)
         wanted = torch.zeros(rows, outputs, dtype=torch.bool, device=device)
-        wanted[:, torch.randperm(outputs, device=device)[: part.exact]] = True
+        wanted[:, torch.randperm(outputs, generator=draw, device=device)[: part.exact]] = True
         return lambda config: partial(vocab_head.vocab_head, x, weight, wanted, rough, config=config)
     if kind == "head":
-        weight = torch.randn(outputs, inputs, device=device, dtype=dtype)
+        weight = random(outputs, inputs, dtype=dtype)
         rotation = torch.eye(inputs, device=device, dtype=dtype)
-        coarse, scale = _by_channel(inputs, part.tokens, part.coarse, device)
-        bias = torch.zeros(part.tokens, device=device)
+        coarse, scale = _by_channel(random(inputs, part.tokens), part.coarse)
+        bias = torch.zeros(part.tokens, **plain)
         counters = torch.zeros(4, dtype=torch.int64, device=device)
         given = (weight, None, coarse, scale, bias, norm, gates[0], counters, part.exact)
         return lambda config: partial(whole_head, x, rotation, given)
-    weight, scale = _by_channel(inputs, outputs, dtype, device)
+    weight, scale = _by_channel(random(inputs, outputs), dtype)
 
     def by_channel(config: sparse_linear.Config) -> object:
         kept = select(x, norm, gates[0], block=config.block)
@@ -242,14 +252,14 @@ def _calls(part: Part, device: torch.device) -> Callable[[Any], tune.Call]:
 
 
 def whole_head(x: Tensor, rotation: Tensor, given: Sequence[Any]) -> Tensor:
-    """A head as it runs, but that the rotation is a product here: Inductor makes one kernel of what the op writes."""
+    """A head as it runs, but that cuBLAS rotates here: the op's sum, of which Inductor makes one kernel, is written out
+    where it is not compiled. Both read the rotation once, for all rows, which is what takes their time.
+    """
     return logits_of(x, F.linear(x, rotation).to(torch.float32), *given)
 
 
-def _by_channel(
-    inputs: int, outputs: int, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
-    """A weight by channel, and if it is int8 its scales."""
-    weight = torch.randn(inputs, outputs, device=device).to(dtype).t()
-    scales = (-(-outputs // SCALE_BLOCK), inputs)
-    return weight, torch.ones(scales, device=device) if dtype == torch.int8 else None
+def _by_channel(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """A weight by channel of values float32 [inputs, outputs], and if it is int8 its scales."""
+    inputs, outputs = values.shape
+    scales = values.new_ones(-(-outputs // SCALE_BLOCK), inputs)
+    return values.to(dtype).t(), scales if dtype == torch.int8 else None

@@ -113,7 +113,8 @@ def _basis(gate_id: str, linear: Linear, source: GateSource) -> tuple[Tensor, Te
     count = max(1, linear.out_features // EXACT_SHARE) if exact is None else int(exact)
     if rotation is None or inverse is None or mean is None:
         width = linear.in_features
-        eye = torch.eye(width, device=source.weights[linear.weight.name].device)
+        device = source.weights[linear.weight.name].device
+        eye = torch.eye(width, dtype=torch.float32, device=device)
         return eye, eye, torch.zeros_like(eye[0]), count
     return rotation, inverse, mean, count
 

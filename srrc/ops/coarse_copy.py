@@ -37,9 +37,10 @@ def coarse_copy(
     padding = -vocabulary % multiple
     by_channel = torch.empty(width, vocabulary + padding, dtype=torch.int8, device=device)
     by_channel[:, vocabulary:] = 0
-    scales, sums, squares = [], [], torch.zeros(width, device=device)
+    scales, sums, squares = [], [], torch.zeros(width, dtype=torch.float32, device=device)
     # Two blocks that are written over again: fresh ones would leave holes of hundreds of megabytes in the heap.
-    wide, other = torch.empty(2, min(vocabulary, SCALE_BLOCK), width, device=device)
+    height = min(vocabulary, SCALE_BLOCK)
+    wide, other = torch.empty(2, height, width, dtype=torch.float32, device=device)
     with torch.no_grad():
         for start in range(0, vocabulary, SCALE_BLOCK):
             block = weight[start : start + SCALE_BLOCK]

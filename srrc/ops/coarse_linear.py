@@ -29,7 +29,7 @@ def coarse_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     outputs, inputs = weight.shape
     blocks = -(-inputs // BLOCK)
     codes = torch.empty(outputs, blocks, BLOCK * bits // 8, dtype=torch.uint8)
-    scale = torch.empty(outputs, blocks)
+    scale = torch.empty(outputs, blocks, dtype=torch.float32)
     height = max(1, _ELEMENTS // max(1, inputs))
     for start in range(0, outputs, height):
         rows = slice(start, start + height)
@@ -39,7 +39,7 @@ def coarse_weight(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 
 def _coarse_rows(weight: Tensor, blocks: int, bits: int) -> tuple[Tensor, Tensor]:
     outputs, inputs = weight.shape
-    wide = torch.zeros(outputs, blocks * BLOCK)
+    wide = torch.zeros(outputs, blocks * BLOCK, dtype=torch.float32)
     wide[:, :inputs] = weight.detach()
     wide = wide.view(outputs, blocks, BLOCK)
     half = 1 << (bits - 1)

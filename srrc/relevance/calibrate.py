@@ -128,7 +128,7 @@ def _profile(gate: GateLike, entry: Measured) -> GateProfile:
     return GateProfile(
         id=gate.id,
         quantiles=entry.quantiles,
-        fractions=torch.tensor(FRACTIONS),
+        fractions=torch.tensor(FRACTIONS, dtype=torch.float32),
         drift=drift,
         error=error,
         kept_low=entry.kept_low,

@@ -65,12 +65,12 @@ class Measured:
     """
 
     sketch: Sketch | None = field(default_factory=Sketch)
-    quantiles: Tensor = field(default_factory=lambda: torch.zeros(0))
+    quantiles: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float32))
     scale: float = 1.0
     at: tuple[float, ...] = ()
     drifts: list[Drift] = field(default_factory=list)
-    response: Tensor = field(default_factory=lambda: torch.zeros(len(FRACTIONS)))
-    kept_low: Tensor = field(default_factory=lambda: torch.ones(len(FRACTIONS)))
+    response: Tensor = field(default_factory=lambda: torch.zeros(len(FRACTIONS), dtype=torch.float32))
+    kept_low: Tensor = field(default_factory=lambda: torch.ones(len(FRACTIONS), dtype=torch.float32))
     units: int = 0
     log_norm: float = 0.0
 
@@ -230,7 +230,7 @@ def _respond(replay: Replay, values: Values, place: Place, entry: Measured, sett
     x = _without_first(called["x"], settings.skip_first).reshape(-1, called["x"].shape[-1])
     width = int(node.meta["example_value"].shape[-1])
     rows = min(len(x), _RESPONSE_ROWS, max(_RESPONSE_VALUES // width, 1))
-    called = {**called, "x": x[torch.linspace(0, len(x) - 1, rows).long()]}
+    called = {**called, "x": x[torch.linspace(0, len(x) - 1, rows, dtype=torch.float32).long()]}
     with torch.no_grad():
         dense = node.target(**called)  # type: ignore[operator]
         for index, fraction in enumerate(FRACTIONS[1:], 1):
@@ -269,11 +269,11 @@ def _without_first(value: Tensor, skip: int) -> Tensor:
 
 
 def _at(quantiles: Tensor, fraction: float) -> float:
-    return float(_between(quantiles, fraction, torch.linspace(0, 1, len(quantiles))))
+    return float(_between(quantiles, fraction, torch.linspace(0, 1, len(quantiles), dtype=torch.float32)))
 
 
 def _between(values: Tensor, fraction: float, at: Tensor | None = None) -> Tensor:
-    at = torch.tensor(FRACTIONS) if at is None else at
+    at = torch.tensor(FRACTIONS, dtype=torch.float32) if at is None else at
     return _linear(values.double(), at.double(), torch.tensor([fraction], dtype=torch.float64))[0]
 
 

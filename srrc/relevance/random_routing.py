@@ -30,7 +30,7 @@ def randomised(profile: Profile, seed: int = 0) -> Profile:
     for name, gate in profile.gates.items():
         if gate.kind in {"vocab", "residual"}:
             continue
-        lots = torch.rand(gate.cost.units, generator=generator)
+        lots = torch.rand(gate.cost.units, generator=generator, dtype=torch.float32)
         vectors[f"{name}/norm"] = (_SPAN * (lots - 0.5)).exp()
         gates[name] = dataclasses.replace(gate, quantiles=_quantiles(lots, gate.scale), kept_low=_zeros(gate))
     return dataclasses.replace(profile, gates=gates, vectors=vectors, joint=())
@@ -39,7 +39,7 @@ def randomised(profile: Profile, seed: int = 0) -> Profile:
 def _quantiles(lots: Tensor, scale: float, count: int = 1025) -> Tensor:
     """Thresholds that drop the wanted fraction of these very units, at an input of typical size."""
     ordered = lots.sort().values
-    wanted = torch.quantile(ordered, torch.linspace(0, 1, count))
+    wanted = torch.quantile(ordered, torch.linspace(0, 1, count, dtype=torch.float32))
     return (_SPAN * (wanted - 0.5) + math.log(max(scale, 1e-30))).exp()
 
 

@@ -116,12 +116,12 @@ class Replay:
 def closed(records: Mapping[str, tuple[float, float]], gates: Sequence[GateLike]) -> Iterator[None]:
     """Within it, gates hold `records`, (threshold, min_kept) by id; those that it does not name are open."""
     for gate in gates:
-        gate.record.copy_(torch.tensor(records.get(gate.id, OPEN)))
+        gate.record.copy_(torch.tensor(records.get(gate.id, OPEN), dtype=torch.float32))
     try:
         yield
     finally:
         for gate in gates:
-            gate.record.copy_(torch.tensor(OPEN))
+            gate.record.copy_(torch.tensor(OPEN, dtype=torch.float32))
 
 
 def _last_uses(nodes: Sequence[fx.Node]) -> dict[fx.Node, list[fx.Node]]:

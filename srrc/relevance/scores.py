@@ -60,15 +60,15 @@ def _vocab_head(a: Arguments) -> list[Scored]:
 
 
 def _layer_gate(a: Arguments) -> list[Scored]:
-    return [Scored(layer_gate.score(a["x"], a["probe"]), torch.ones(1))]
+    return [Scored(layer_gate.score(a["x"], a["probe"]), torch.ones(1, dtype=torch.float32))]
 
 
 def _block_gate(a: Arguments) -> list[Scored]:
-    return [Scored(block_gate.score(a["x"], a["probes"]), torch.ones(len(a["probes"])))]
+    return [Scored(block_gate.score(a["x"], a["probes"]), torch.ones(len(a["probes"]), dtype=torch.float32))]
 
 
 def _coarse_head(a: Arguments) -> list[Scored]:
-    return [Scored(coarse_head.score(a["x"]), torch.ones(1))]
+    return [Scored(coarse_head.score(a["x"]), torch.ones(1, dtype=torch.float32))]
 
 
 _SCORES: Mapping[str, tuple[str, Callable[[Arguments], list[Scored]]]] = {

@@ -128,6 +128,22 @@ def test_many_rows_are_not_gated_unless_asked_for(gated) -> None:
     torch.testing.assert_close(_run(graph, gm), _run(graph, graph.copy()))
 
 
+def test_kernels_of_fixed_rows_leave_what_a_run_tells(capture, source) -> None:
+    """Before anything is made for a gate that would be taken out again."""
+    for dynamic in (True, False):
+        (graph,) = capture(Model(), torch.randn(3, WIDTH), dynamic=dynamic)
+        gm = graph.find()
+        value = next(v for v in map(_value, gm.graph.nodes) if isinstance(v, Tensor))
+        gating = InsertGates(source(graph), CHANNELS_AND_NEURONS, value.fake_mode, fixed_rows=True)
+        gating(gm, graph.context)
+        assert bool(graph.context.gates) != dynamic
+        assert (_reasons(graph, "neuron") == {Reason.UNKNOWN_ROWS}) == dynamic
+
+
+def _value(node: Any) -> Any:
+    return node.meta.get("example_value")
+
+
 def test_levels_switch_kinds_off(gated) -> None:
     graph, _ = gated(levels=frozenset({"channel"}))
     assert {gate.split(":")[0] for gate in _ids(graph)} == {"channel"}

@@ -1,15 +1,22 @@
 """Weights of gated linears are laid out by input channel in place: same tensor, same values, same memory."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
+import srrc
+from srrc.errors import SrrWarning
 from srrc.models_zoo import families
 from srrc.options import LEVELS
 from srrc.passes.insert_gates import InsertGates
 from srrc.passes.pack_weights import PackWeights, gated_linears, owns_storage, pack_input_major
+from srrc.reasons import Reason
+from srrc.report import compiled_graphs
+
+TEXT = " ".join(f"the {word} of {number}" for number in range(200) for word in ("cost", "gate", "plan"))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -82,3 +89,43 @@ def test_up_stays_by_rows_where_neurons_are_chosen_before_it(capture, source) ->
         "wanted"
     ]
     assert any("up_proj" in name for name in only_inputs)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("the card is full"), RuntimeError("anything else")])
+def test_where_packing_fails_the_model_runs_as_it_lies(
+    monkeypatch: pytest.MonkeyPatch,
+    letters,
+    every_gate_pays,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception,
+) -> None:
+    """Dynamo checks the strides that it recorded: of a weight that was not packed they are still the old ones."""
+    torch._dynamo.reset()
+    profile = srrc.calibrate(
+        families.tiny("llama").model, letters, TEXT, windows=2, length=24, progress=False
+    )
+    torch._dynamo.reset()
+    model = families.tiny("llama").model
+    asked: list[torch.Tensor] = []
+
+    def pack(weight: torch.Tensor) -> None:
+        asked.append(weight)
+        if len(asked) == 3:
+            raise error
+        pack_input_major(weight)
+
+    monkeypatch.setattr("srrc.passes.pack_weights.pack_input_major", pack)
+    full = isinstance(error, torch.OutOfMemoryError)
+    with torch.no_grad(), nullcontext() if full else pytest.warns(SrrWarning, match="anything else"):
+        ids = torch.arange(1, 4)[None]
+        expected = model(ids, use_cache=False).logits
+        model.compile(backend="srr", options={"profile": profile, "budget": 1.0}, dynamic=False)
+        for _ in range(2):
+            torch.testing.assert_close(model(ids, use_cache=False).logits, expected, rtol=1e-3, atol=1e-3)
+    (graph,) = compiled_graphs(model)
+    assert [weight.is_contiguous() for weight in asked] == [at == 2 for at in range(len(asked))]
+    refused = [r.place for r in graph.refusals if r.reason is Reason.NO_MEMORY]
+    assert len(refused) == int(full)
+    assert len([r for r in caplog.records if "stay by rows" in r.message]) == int(full)
+    assert bool(graph.gates) == full
+    assert (len(asked) > 3) == full

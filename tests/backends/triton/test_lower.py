@@ -1,5 +1,8 @@
 """Gated graphs of the zoo's families lowered to kernels, under Triton's interpreter, against the ops' references."""
 
+import gc
+import math
+import weakref
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,6 +18,7 @@ from srrc.backends.triton.worth import Part, Took
 from srrc.control.gate_time import GateTime
 from srrc.models_zoo import families
 from srrc.ops import activation as activations
+from srrc.ops.coarse_copy import CoarseCopy, coarse_copy
 from srrc.ops.vocab_head import rotate
 from srrc.passes.gating.neuron import skips_up_rows
 from srrc.passes.gating.source import GateSource
@@ -213,6 +217,70 @@ def test_what_does_not_pay_is_dense_again(capture: Any) -> None:
     kinds = {tuple(part.kind for part in parts) for parts in asked}
     assert kinds == {("channel",), ("channel", "channel"), ("head",)}
     assert not times
+
+
+def test_where_no_kernel_runs_it_is_said_once(capture: Any) -> None:
+    """It would look as if sparsity did not pay here. Compilers tell the names of their files, so details differ."""
+    captured, gm = gated_graph(capture, "llama", lambda gate: True)
+    gates = [gate.id for gate in captured.context.gates]
+    ops = sum(node.target in LOWERED for node in gm.graph.nodes)
+    asked: list[Sequence[Part]] = []
+
+    def broken(parts: Sequence[Part]) -> list[Took]:
+        asked.append(parts)
+        return [Took(part, math.inf, 1.0, f"PTXAS error: /tmp/{len(asked)}.ptx") for part in parts]
+
+    refused: list[Refusal] = []
+    LowerTriton(refused.append, broken)(gm, captured.context)
+    assert len(asked) == len({tuple(parts) for parts in asked}) > 1
+    [told] = refused
+    assert (told.reason, told.detail) == (Reason.NO_KERNEL, "PTXAS error: /tmp/1.ptx")
+    place, others = told.place.split(" ", 1)
+    assert place in gates
+    assert others == f"(and {ops - 1} more)"
+    assert captured.context.gates == []
+    reasons = {r.place: r.reason for r in captured.context.refusals if r.detail.startswith("PTXAS")}
+    assert reasons == {gate.split(":", 1)[1]: Reason.NO_KERNEL for gate in gates}
+    assert not any(str(node.target).startswith("srr") for node in gm.graph.nodes)
+
+
+def test_what_many_ops_are_refused_for_is_said_once(capture: Any) -> None:
+    captured, gm = gated_graph(capture, "llama", lambda gate: True)
+    calls = [node for node in gm.graph.nodes if "channel_linear" in str(node.target)]
+    for node in calls:
+        node.args[0].meta["example_value"] = node.args[0].meta["example_value"].double()
+    captured.context.refusals += [
+        Refusal(name, "channel", Reason.UNKNOWN_ROWS) for name in ("one", "two", "three")
+    ]
+    refused: list[Refusal] = []
+    LowerTriton(refused.append)(gm, captured.context)
+    unknown, double = refused
+    assert (unknown.place, unknown.reason) == ("one (and 2 more)", Reason.UNKNOWN_ROWS)
+    assert "dynamic=False" in unknown.detail
+    assert double.place.endswith(f"(and {len(calls) - 1} more)")
+    assert "float64" in double.detail
+
+
+def test_the_coarse_copy_of_a_refused_head_goes(capture: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pathways that were found hold the graph, which holds the module."""
+    made: list[weakref.ref[Tensor]] = []
+
+    def noted(*args: Any, **options: Any) -> CoarseCopy:
+        copy = coarse_copy(*args, **options)
+        made.append(weakref.ref(copy.coarse))
+        return copy
+
+    monkeypatch.setattr("srrc.passes.gating.vocab.coarse_copy", noted)
+    captured, gm = gated_graph(capture, "llama", lambda gate: True)
+    [copy] = made
+    assert copy() is not None
+    LowerTriton(pytest.fail, lambda parts: [Took(part, 3.0, 1.0) for part in parts])(gm, captured.context)
+    gc.collect()
+    assert copy() is None
+    assert not [*gm.buffers(recurse=False)]
+    with torch.no_grad():
+        gm.recompile()
+        fx.Interpreter(gm).run(*captured.arguments())
 
 
 def test_gates_that_pay_say_how_much(capture: Any) -> None:

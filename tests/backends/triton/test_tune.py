@@ -3,11 +3,14 @@
 No card is needed: times are given, and the cards' names.
 """
 
+import fcntl
 import json
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +19,7 @@ import pytest
 import torch
 import triton
 
-from srrc.backends.triton import tune
+from srrc.backends.triton import alone, tune
 from srrc.paths import CACHE_VARIABLE
 
 
@@ -69,6 +72,11 @@ def found(device: torch.device = FIRST, kernel_key: str = KEY, space: tuple[Cut,
     return tune.lookup(kernel_key, space, DEFAULT, device)
 
 
+def kept(folder: Path) -> list[str]:
+    """The files but the locks, which hold nothing."""
+    return [path.name for path in folder.iterdir() if path.suffix != ".lock" or path.stat().st_size]
+
+
 @pytest.fixture(autouse=True)
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Where the files lie, with nothing in it and nothing known; the cards have names."""
@@ -118,7 +126,7 @@ def test_the_quickest_is_chosen_and_recorded(folder: Path) -> None:
             "block=64 num_warps=8 dot=False": 4.0,
         },
     }
-    assert [path.name for path in folder.iterdir()] == [FILE]
+    assert kept(folder) == [FILE]
 
 
 def test_another_process_reads_it_and_measures_nothing(another_process: Callable[[], None]) -> None:
@@ -167,6 +175,26 @@ def test_what_raises_is_left_out_and_not_tried_again(
     assert later.measured == []
 
 
+@pytest.mark.parametrize("error", [RuntimeError("Triton Error [CUDA]: out of memory"), MemoryError()])
+def test_what_found_the_card_full_is_tried_again(
+    error: Exception, folder: Path, another_process: Callable[[], None]
+) -> None:
+    by = Clock({SPACE[0]: [3.0], SPACE[1]: [error], SPACE[2]: [ValueError("never")], SPACE[3]: [2.0]})
+    assert tuned(by) == SPACE[3]
+    assert [*json.loads((folder / FILE).read_text())[KEY]["of"].values()] == [3.0, None, 2.0]
+    assert found() == SPACE[3]
+    another_process()
+    assert tuned(clock(3.0, 1.0, 4.0, 2.0)) == SPACE[1]
+    assert [*json.loads((folder / FILE).read_text())[KEY]["of"].values()] == [3.0, 1.0, 4.0, 2.0]
+
+
+def test_what_was_raised_is_handed_on() -> None:
+    failed: list[Exception] = []
+    by = clock(3.0, ValueError("first"), 2.0, RuntimeError("last"))
+    assert tune.tune(KEY, SPACE, DEFAULT, FIRST, by.run, timer=by.time, failed=failed) == SPACE[2]
+    assert [*map(str, failed)] == ["first", "last"]
+
+
 def test_what_cannot_be_prepared_is_left_out() -> None:
     by = clock(3.0, 1.0, 2.0, 4.0)
 
@@ -181,7 +209,7 @@ def test_what_cannot_be_prepared_is_left_out() -> None:
 def test_where_all_raise_the_default_stays(folder: Path, warnings: Callable[[], list[str]]) -> None:
     assert tuned(clock(*[RuntimeError()] * 4)) == DEFAULT
     assert len(warnings()) == 1
-    assert not folder.exists()
+    assert kept(folder) == []
     assert tuned(clock(3.0, 1.0, 2.0, 4.0)) == SPACE[1]  # next time it may be otherwise
 
 
@@ -240,7 +268,7 @@ def test_a_file_that_cannot_be_replaced_leaves_nothing_behind(
     (folder / FILE / "inside").mkdir(parents=True)
     assert tuned(clock(3.0, 1.0, 2.0, 4.0)) == found() == SPACE[1]
     assert len(warnings()) == 2  # neither read nor written
-    assert [path.name for path in folder.iterdir()] == [FILE]
+    assert kept(folder) == [FILE]
 
 
 def test_a_choice_that_the_space_lacks_is_the_default_until_measured_again() -> None:
@@ -265,7 +293,7 @@ def test_cards_do_not_mix_but_those_of_a_kind_share(
     tuned(clock(3.0, 2.0, 1.0, 4.0), SECOND)
     another_process()
     assert [found(each) for each in (FIRST, SECOND, TWIN)] == [SPACE[1], SPACE[2], SPACE[1]]
-    assert len([*folder.iterdir()]) == 2
+    assert len(kept(folder)) == 2
 
 
 def test_another_triton_measures_anew(
@@ -355,3 +383,41 @@ def test_looking_up_does_not_wait_for_a_measurement() -> None:
         return by.time(call)
 
     assert tune.tune(KEY, SPACE, DEFAULT, FIRST, by.run, timer=time) == SPACE[1]
+
+
+def test_while_another_process_measures_one_waits_and_reads_what_it_found(
+    folder: Path, another_process: Callable[[], None]
+) -> None:
+    tuned(clock(3.0, 1.0, 2.0, 4.0))
+    written = (folder / FILE).read_text()
+    (folder / FILE).unlink()
+    another_process()
+    by = clock(1.0, 2.0, 3.0, 4.0)
+    with ThreadPoolExecutor(1) as pool:
+        with locked(folder):
+            later = pool.submit(tuned, by)
+            time.sleep(0.3)
+            assert not later.done()
+            (folder / FILE).write_text(written)
+        assert later.result(timeout=20) == SPACE[1]
+    assert by.measured == []
+
+
+def test_nobody_waits_for_ever(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(alone, "PATIENCE", 0.2)
+    with locked(folder):
+        assert tuned(clock(3.0, 1.0, 2.0, 4.0)) == SPACE[1]
+
+
+def test_without_locks_one_measures_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(alone, "fcntl", None)
+    assert tuned(clock(3.0, 1.0, 2.0, 4.0)) == SPACE[1]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """The lock is another's: locks of a file that is opened twice are two."""
+    with (folder / FILE).with_suffix(".lock").open("a") as file:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX)
+        yield

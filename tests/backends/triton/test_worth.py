@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from srrc.backends.triton import ops, tune
 from srrc.backends.triton.kernels import sparse_linear
@@ -120,6 +121,53 @@ def test_what_does_not_run_is_not_had() -> None:
         raise RuntimeError("out of resource: shared memory")
 
     assert not pays(PARTS["linear"], fails)
+
+
+def test_why_no_kernel_runs_is_told() -> None:
+    def fails(call: Any) -> float:
+        if call.func is F.linear:
+            return 1.0
+        raise RuntimeError("PTXAS error: no such card")
+
+    for name, parts in PARTS.items():
+        found = measure(parts, CPU, fails)
+        assert found is not None
+        told = {each.failed for each in found if each.part.kind != "dense"}
+        assert told == {"RuntimeError('PTXAS error: no such card')"}, name
+    found = measure(PARTS["linear"], CPU, timed(1.0, 3.0, []))
+    assert found is not None
+    assert [each.failed for each in found] == [""]
+
+
+def test_where_dense_products_do_not_run_nothing_is_known_to_be_saved() -> None:
+    def fails(call: Any) -> float:
+        if call.func is F.linear:
+            raise RuntimeError("cuBLAS")
+        return 1.0
+
+    found = measure(PARTS["linear"], CPU, fails)
+    assert found is not None
+    assert worth_it(found)
+    assert gate_time(found, rows=1) is None
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_what_is_timed_is_ours(name: str) -> None:
+    """Nothing is drawn that the user would have drawn, and torch's default dtype changes nothing."""
+    before, seen = torch.get_rng_state(), []
+    torch.set_default_dtype(torch.float64)
+    try:
+        pays(PARTS[name], timed(1.0, 3.0, seen))
+        for call in {str(each.args): each for each in seen}.values():
+            call()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(torch.get_rng_state(), before)
+    tensors = [
+        each for each in tree_leaves([(call.args, call.keywords) for call in seen]) if torch.is_tensor(each)
+    ]
+    assert tensors
+    assert torch.float64 not in {each.dtype for each in tensors}
 
 
 def test_without_room_to_run_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
