@@ -28,6 +28,7 @@ from torch.nn import functional as F
 
 from srrc.backends.triton.ahead import Ahead
 from srrc.backends.triton.kernels.lists import Kept, count_kept, counting, guard_failed, guarded
+from srrc.backends.triton.shared_memory import shared_memory
 from srrc.ops.gate import MAX_ROWS
 from srrc.ops.vocab_head import SCALE_BLOCK
 
@@ -60,10 +61,19 @@ def configs(rows: int, inputs: int, outputs: int) -> tuple[Config, ...]:
     return tuple(found)
 
 
-def default_config(inputs: int, outputs: int) -> Config:
-    """What is good where nothing was measured: lists of 256 channels, or larger where there are programs enough."""
+SINGLE = 73_728
+"""Bytes of shared memory that float32's stages need on AMD's cards, most of which give 65,536; half on NVIDIA's."""
+
+
+def default_config(inputs: int, outputs: int, dtype: torch.dtype, room: int | None = None) -> Config:
+    """What is good where nothing was measured: lists of 256 channels, or larger where there are programs enough.
+
+    dtype: of the weights; in float32 with a stage less where `room`, the current card's unless given, is less
+    """
+    room = shared_memory(torch.device("cuda")) if room is None else room
+    less = int(dtype == torch.float32 and room < SINGLE)
     block = 512 if inputs > 8192 or outputs > 8192 else 256
-    return Config(32, 256, 4, 4, block=block) if outputs > 4096 else Config(32, 128, 4, 6, block=block)
+    return Config(*((32, 256, 4, 4 - less) if outputs > 4096 else (32, 128, 4, 6 - less)), block=block)
 
 
 def sparse_linear(
@@ -92,7 +102,7 @@ def sparse_linear(
             f"sparse_linear takes 1 to {MAX_ROWS} rows, lists of their channels and a weight by input, not"
             f" {tuple(x.shape)}, lists of {kept.count} and strides {weight.stride()}"
         )
-    config = config or default_config(inputs, outputs)
+    config = config or default_config(inputs, outputs, weight.dtype, shared_memory(x.device))
     if kept.block % config.block_k:
         raise ValueError(f"lists in blocks of {kept.block} cannot be read {config.block_k} at a time")
     by_channel = scale is not None and scale.dim() == 2
@@ -260,6 +270,7 @@ def _ahead(
     by_channel: bool = False,
     weights: int = 1,
     biased: int = 0,
+    room: int = 0,
 ) -> Ahead:
     signature = {"x": f"*{dtype}", "weight": f"*{weight}", "out": f"*{dtype}", "parts": "*fp32"}
     signature |= dict.fromkeys(("arrived", "units", "counts", "kept_rows"), "*i32")
@@ -276,10 +287,12 @@ def _ahead(
     optional = {"scale", "bias", "gate", "counters", "offered", "weight1", "weight2", "bias1", "bias2"}
     constants |= dict.fromkeys(optional.difference(signature))
     kind = "dot" if config.dot else "add"
+    if weight == "fp32":  # the room that a program has decides
+        kind += f", {config.block_n} outputs, {config.num_stages} stages"
     name = f"sparse_linear[{dtype}, {weight}, {rows} rows, {kind}{', guard' if gate else ''}"
     name += f"{', scales by channel' if by_channel else ''}{f', {weights} weights' if weights > 1 else ''}"
     name += f"{f', biases {biased:03b}' if biased else ''}]"
-    return Ahead(name, _sparse_linear, signature, constants, config.num_warps, config.num_stages)
+    return Ahead(name, _sparse_linear, signature, constants, config.num_warps, config.num_stages, room)
 
 
 AHEAD = (
@@ -288,7 +301,12 @@ AHEAD = (
         for dtype, weight in (("bf16", "bf16"), ("fp16", "fp16"), ("bf16", "i8"))
         for rows in (1, 8)
     ),
-    *(_ahead("fp32", "fp32", rows, Config(32, 64, 4, 4)) for rows in (1, 8)),
+    *(
+        _ahead("fp32", "fp32", rows, default_config(4096, outputs, torch.float32, room), room=room)
+        for outputs in (4096, 6144)
+        for room in (SINGLE, 0)
+        for rows in (1, 8)
+    ),
     _ahead("bf16", "bf16", 1, Config(16, 512, 4, 3, dot=False)),
     *(_ahead("bf16", "bf16", rows, Config(32, 128, 4, 6), gate=True) for rows in (1, 8)),
     *(_ahead("bf16", "bf16", 1, Config(32, 128, 4, 6), gate=True, weights=weights) for weights in (2, 3)),

@@ -31,7 +31,7 @@ def config_for(rows: int, inputs: int, outputs: int, dtype: torch.dtype, device:
 def choice(rows: int, inputs: int, outputs: int, dtype: torch.dtype) -> tuple[str, Sequence[Config], Config]:
     """What `tune` keeps its configuration under, what there is to choose from, and the default."""
     name = key(NAME, rows=rows, inputs=inputs, outputs=outputs, dtype=dtype)
-    return name, configs(rows, inputs, outputs), default_config(inputs, outputs)
+    return name, configs(rows, inputs, outputs), default_config(inputs, outputs, dtype)
 
 
 def block_for(rows: int, weights: Sequence[Tensor]) -> int:

@@ -49,7 +49,9 @@ def vocab_head(
     """Raises ValueError for what the kernels do not take; `lower.py` asks before."""
     rows = x.reshape(-1, x.shape[-1]).contiguous()
     # The rotation's product as a sum: Inductor makes one kernel of it, which widens what it reads as it goes.
-    y = ((rows.to(torch.float32) - mean)[:, None] * rotation.to(torch.float32)).sum(-1)
+    # Its rows are outermost, so that programs which need the same one run side by side: it is read once for all of x.
+    centred = rows.to(torch.float32) - mean
+    y = (centred * rotation.to(torch.float32)[:, None]).sum(-1).t().contiguous()
     logits = logits_of(rows, y, weight, bias, coarse, coarse_scale, coarse_bias, norm, gate, counters, exact)
     return logits.reshape(*x.shape[:-1], len(weight))
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -18,14 +18,22 @@ import torch
 
 from srrc.backends.triton.card import unfit
 from srrc.bench.gpu import child, children
-from srrc.bench.gpu.cases import CASES, CEILINGS
+from srrc.bench.gpu.cases import CASES, CEILINGS, LIMITS
 from srrc.bench.gpu.report import Report, commit, measured, say, told
 from srrc.paths import CACHE_VARIABLE
 
 __all__ = ["main", "measured", "told"]
 
 LIMIT = 180.0
-"""Seconds that a case may take, and that all together may take to compile."""
+"""Seconds that a case may take, unless `LIMITS` says otherwise, and that all together may take to compile."""
+
+TOTAL = 460.0
+"""Seconds that a run may take."""
+
+NO_TIME = "no time"
+
+LEAST = 5.0
+"""Seconds below which a case is not begun."""
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +41,9 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     if options.child:
         os.environ[CACHE_VARIABLE] = os.devnull  # what was measured on this card before is to change nothing
-        child.run(options.child, options.into, warming=options.warm, measure=not options.checks)
+        child.run(
+            options.child, options.into, warming=options.warm, measure=not options.checks, kept=options.kept
+        )
         return 0
     unknown = sorted(set(options.only or ()) - set(CASES))
     if unknown:
@@ -47,7 +57,9 @@ def main(arguments: list[str]) -> int:
     if options.json and not _written(report, options.json):
         return 2
     chosen = [case for case in CASES if not options.only or case in options.only]
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that processes end with this one
+    for number in (signal.SIGTERM, signal.SIGHUP):  # so that processes end with this one
+        if signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, _end)
     _run(report, chosen, options)
     return int(bool(report.wrong or report.broken))
 
@@ -59,11 +71,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--only", action="append", help="a case's name; may be given again")
     parser.add_argument("--checks", action="store_true", help="measure nothing")
+    longer = ", ".join(f"{name} {seconds:.0f}" for name, seconds in LIMITS.items())
+    parser.add_argument("--limit", type=float, help=f"seconds that a case may take ({LIMIT:.0f}; {longer})")
     parser.add_argument(
-        "--limit", type=float, default=LIMIT, help="seconds that a case may take (%(default)s)"
-    )
-    for hidden in ("--child", "--into"):  # what a case's own process is told
-        parser.add_argument(hidden, type=Path if hidden == "--into" else str, help=argparse.SUPPRESS)
+        "--total", type=float, default=TOTAL,
+        help="seconds after which no case is begun, and one that runs is killed (%(default)s)",
+    )  # fmt: skip
+    # What a case's own process is told.
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    for hidden in ("--into", "--kept"):
+        parser.add_argument(hidden, type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--warm", action="store_true", help=argparse.SUPPRESS)
     return parser
 
@@ -86,20 +103,20 @@ def _about() -> dict[str, object]:
     return about
 
 
+def _end(number: int, _: object) -> None:
+    sys.exit(128 + number)
+
+
 def _run(report: Report, chosen: Sequence[str], options: argparse.Namespace) -> None:
     began = time.monotonic()
-    flags = ["--checks"] if options.checks else []
+    until = began + options.total
     with tempfile.TemporaryDirectory(prefix="srrc-gpu-") as folder:
+        flags = ["--kept", folder, *(["--checks"] if options.checks else [])]
         if not options.checks:
-            warmed = Path(folder, "warm")
-            warmed.mkdir()
-            late = children.warm(chosen, warmed, flags, options.limit)
-            say(f"compiled in {time.monotonic() - began:.0f} s")
-            for name in late:
-                say(f"{name} was not compiled after {options.limit:.0f} s: the rest is compiled in its turn")
+            _warm(chosen, Path(folder, "warm"), flags, min(options.limit or LIMIT, options.total))
         for name in (*(() if options.checks else (CEILINGS,)), *chosen):
             started, before = time.monotonic(), len(report.checks)
-            for line in children.Child(name, Path(folder), flags).lines(options.limit):
+            for line in _lines(report, name, Path(folder), flags, options.limit, until - started):
                 text = report.take(name, line)
                 if text is not None:
                     say(text)
@@ -112,6 +129,27 @@ def _run(report: Report, chosen: Sequence[str], options: argparse.Namespace) -> 
         f"{len(report.checks)} checks, {report.wrong} wrong; {len(report.broken)} broken,"
         f" {len(report.skipped)} skipped; {time.monotonic() - began:.0f} s"
     )
+
+
+def _warm(chosen: Sequence[str], folder: Path, flags: Sequence[str], limit: float) -> None:
+    began = time.monotonic()
+    folder.mkdir()
+    late = children.warm(chosen, folder, flags, limit)
+    say(f"compiled in {time.monotonic() - began:.0f} s")
+    for name in late:
+        say(f"{name} was not compiled after {limit:.0f} s: the rest is compiled in its turn")
+
+
+def _lines(
+    report: Report, name: str, folder: Path, flags: Sequence[str], limit: float | None, left: float
+) -> Iterator[Mapping[str, object]]:
+    """What a case finds, or that none of the run's time is left for it."""
+    if left < LEAST:
+        yield {"kind": "skipped", "what": NO_TIME}
+        return
+    case = children.Child(name, folder, flags)
+    yield from case.lines(min(limit or LIMITS.get(name, LIMIT), left))
+    report.heard(name, case.said())
 
 
 def _written(report: Report, path: Path) -> bool:

@@ -18,5 +18,8 @@ CASES = (
 )
 """In the order in which they are run: a run that is cut off has told what matters most."""
 
+LIMITS = {"compiled_model": 300.0}
+"""Seconds of those that may take longer than others: models are calibrated, on the CPU."""
+
 CEILINGS = "ceilings"
 """A module like theirs, run before them: what the card can do."""

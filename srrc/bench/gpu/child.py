@@ -16,15 +16,20 @@ DONE = "done"
 Tell = Callable[[str, object], None]
 
 
-def run(name: str, found: Path, *, warming: bool, measure: bool) -> None:
+def run(name: str, found: Path, *, warming: bool, measure: bool, kept: Path | None = None) -> None:
     """Run the case, and end the process: what a broken card leaves behind cannot keep it.
 
-    warming: compile everything, and tell nothing
+    warming, kept: as `timing.Mode` has them
     """
+    import torch
+
     from srrc.bench.gpu import timing
 
-    timing.MODE.warming = warming
-    if not warming:
+    timing.MODE.warming, timing.MODE.kept = warming, kept
+    if warming:
+        # All cases do so at once: with as many threads each as there are cores, they would wait for one another.
+        torch.set_num_threads(1)
+    else:
         _choose_anew()
     with found.open("a", encoding="utf-8") as lines:
 

@@ -16,7 +16,7 @@ from srrc.bench.gpu.child import DONE
 COMMAND = (sys.executable, "-m", "srrc.bench.gpu")
 
 TAIL = 2000
-"""Characters of what a process that died said last."""
+"""Characters of what a process said last, where it died or warned of something."""
 
 
 class Child:
@@ -63,6 +63,10 @@ class Child:
             return True
         return False
 
+    def said(self) -> str:
+        """What it printed last."""
+        return self.output.read_text(encoding="utf-8", errors="replace")[-TAIL:]
+
     def close(self) -> None:
         """End it, if it has not ended, and whatever it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -70,8 +74,7 @@ class Child:
         self.process.wait()
 
     def _broken(self, why: str) -> dict[str, Any]:
-        said = self.output.read_text(encoding="utf-8", errors="replace")[-TAIL:]
-        return {"kind": "broken", "what": f"{why}\n{said}".strip()}
+        return {"kind": "broken", "what": f"{why}\n{self.said()}".strip()}
 
 
 def warm(names: Sequence[str], folder: Path, options: Sequence[str], limit: float) -> list[str]:

@@ -163,7 +163,7 @@ def checks() -> Iterator[Check]:
     calibrating = Calibrating(0.5)
     truth = _again(model, make_layer(shape, calibrating), make_head(calibrating), angles)
     _by_input(model)
-    sparse = Sparse(shape.linears, {})
+    sparse = Sparse(shape.linears, {}, torch.float32)
     layer, head = make_layer(shape, sparse), make_head(sparse)
     yield norm_check(NAME, "half of the channels", _again(model, layer, head, angles), truth, 1e-4)
     yield _skipped("half of the channels", sparse, 0.5, 0.002)

@@ -79,11 +79,16 @@ class Sparse:
     told: of each linear, a gate's counters: channels that it was offered, and those that it read
     """
 
-    def __init__(self, shapes: Sequence[tuple[int, int]], found: Mapping[tuple[int, int], Config]) -> None:
-        """shapes: (inputs, outputs) of each linear."""
+    def __init__(
+        self,
+        shapes: Sequence[tuple[int, int]],
+        found: Mapping[tuple[int, int], Config],
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        """shapes: (inputs, outputs) of each linear; found: how those are launched that were measured, of `dtype`."""
         self.ones = [torch.ones(inputs, device="cuda") for inputs, _ in shapes]
         self.told = [torch.zeros(3, dtype=torch.int64, device="cuda") for _ in shapes]
-        self.ops = [_Ops(found.get(shape) or default_config(*shape)) for shape in shapes]
+        self.ops = [_Ops(found.get(shape) or default_config(*shape, dtype)) for shape in shapes]
 
     def skipped(self) -> list[float]:
         """The fraction of each linear's channels that were left out since this was asked last."""

@@ -16,6 +16,7 @@ from srrc.backends.triton.kernels.grouped_linear import (
     reference,
     route,
 )
+from srrc.bench.gpu.baselines import Baselines
 from srrc.bench.gpu.record import Check, Measurement, check
 from srrc.bench.gpu.timing import milliseconds, quickest
 
@@ -72,16 +73,24 @@ def measurements() -> Iterator[Measurement]:
         for tokens in sizes:
             x = torch.randn(tokens, inputs, device="cuda").to(torch.bfloat16)
             way = chosen(tokens, top_k, experts)
-            others = {"F.linear for each": _for_each(x, weight, way)}
-            grouped = _torch_grouped(x, weight, way)
-            others |= {} if grouped is None else {"torch.grouped_mm": grouped}
+            others = Baselines({"F.linear for each": _for_each(x, weight, way)})
+            others.time("torch.grouped_mm", partial(_torch_grouped, x, weight, way))
             pairs = tokens * top_k
             found = quickest(configs(pairs, experts), partial(_time, x, weight, way))
             best = next(iter(found))
             used = int((way.offsets.diff() > 0).sum())
             size = 2.0 * (used * inputs * outputs + tokens * inputs + pairs * outputs)
             flops = 2.0 * pairs * inputs * outputs
-            yield Measurement(NAME, f"{name}, {tokens} tokens", found[best], others, size, flops, str(best))
+            yield Measurement(
+                NAME,
+                f"{name}, {tokens} tokens",
+                found[best],
+                others.ms,
+                size,
+                flops,
+                str(best),
+                others.missing,
+            )
 
 
 def _time(x: Tensor, weight: Tensor, way: Routing, config: Config) -> float:
@@ -100,11 +109,9 @@ def _for_each(x: Tensor, weight: Tensor, way: Routing) -> float:
     return milliseconds([call])
 
 
-def _torch_grouped(x: Tensor, weight: Tensor, way: Routing) -> float | None:
-    """None where this torch has no grouped product, or one that waits for the device."""
-    function = getattr(F, "grouped_mm", None) or getattr(torch, "_grouped_mm", None)
-    if function is None:
-        return None
+def _torch_grouped(x: Tensor, weight: Tensor, way: Routing) -> float:
+    """Raises where this torch has no grouped product, or one that waits for the device."""
+    function = getattr(F, "grouped_mm", None) or torch._grouped_mm  # noqa: SLF001
     ends = way.offsets[1:].clone()
 
     def call() -> object:
@@ -113,8 +120,6 @@ def _torch_grouped(x: Tensor, weight: Tensor, way: Routing) -> float | None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         call()
-    except (RuntimeError, TypeError, ValueError):
-        return None
     finally:
         torch.cuda.set_sync_debug_mode("default")
     return milliseconds([call])

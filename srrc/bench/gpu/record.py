@@ -50,6 +50,7 @@ class Measurement:
     bytes:     what it has to read and write at least
     flops:     what it has to compute at least
     config:    how it was launched
+    missing:   what should be among the others, by name, and why it is not
     """
 
     kernel: str
@@ -59,6 +60,7 @@ class Measurement:
     bytes: float = 0.0
     flops: float = 0.0
     config: str = ""
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def of_ceiling(self, ceilings: Ceilings) -> float:
         """The share of the card's ceiling that it reaches: of bandwidth or of compute, whichever is nearer."""

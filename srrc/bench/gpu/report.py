@@ -19,8 +19,9 @@ class Report:
     about:    the card, versions, the commit
     broken:   by case, what it said; it may have found something before
     skipped:  by case, why
+    warned:   by case, what it printed last, where it warned of something
     seconds:  by case, what it took
-    finished: whether every case had its turn
+    finished: whether every case had its turn, or was skipped when no time was left
     """
 
     about: Mapping[str, object]
@@ -29,6 +30,7 @@ class Report:
     measurements: list[Measurement] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    warned: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     finished: bool = False
 
@@ -51,6 +53,11 @@ class Report:
         self.ceilings = found
         return f"copies {found.bandwidth / 1e12:.2f} TB/s, products {found.compute / 1e12:.0f} TFLOP/s"
 
+    def heard(self, case: str, said: str) -> None:
+        """Keep what a case printed, if it warned of anything."""
+        if "warn" in said.lower():
+            self.warned[case] = said
+
     @property
     def wrong(self) -> int:
         """Checks that failed."""
@@ -66,6 +73,7 @@ class Report:
             "finished": self.finished,
             "broken": self.broken,
             "skipped": self.skipped,
+            "warned": self.warned,
             "seconds": self.seconds,
             "checks": [check.as_dict() for check in self.checks],
             "measurements": [measurement.as_dict(limits) for measurement in self.measurements],
@@ -97,7 +105,8 @@ def measured(found: Measurement, limits: Ceilings | None) -> str:
     """A line about a measurement."""
     others = ", ".join(f"{name} {ms:.4f} ({ms / found.ms:.2f}x)" for name, ms in found.others.items())
     share = "" if limits is None else f", {found.of_ceiling(limits):.0%} of the ceiling"
-    return f"       {found.kernel}: {found.case}: {found.ms:.4f} ms{share}; {others} {found.config}"
+    missing = "".join(f"; no {name}: {' '.join(why.split())}" for name, why in found.missing.items())
+    return f"       {found.kernel}: {found.case}: {found.ms:.4f} ms{share}; {others} {found.config}{missing}"
 
 
 def commit() -> dict[str, object]:

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -22,9 +23,14 @@ LONGEST = 200_000_000
 
 @dataclass
 class Mode:
-    """warming: run each call once and time nothing, so that all is compiled and lies in the caches on the disk."""
+    """How a case's process runs.
+
+    warming: run each call once and time nothing, so that all is compiled and lies in the caches on the disk
+    kept:    a folder of the whole run, where a process leaves what the case's next one would make again
+    """
 
     warming: bool = False
+    kept: Path | None = None
 
 
 MODE = Mode()

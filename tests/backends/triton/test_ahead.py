@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import triton
 
 from srrc.backends.triton.ahead import TARGETS, build
+from srrc.backends.triton.kernels.sparse_linear import default_config
 from srrc.backends.triton.shared_memory import LEAST
 
 RECORDED_BY = "3.9"
@@ -53,6 +55,17 @@ def test_compiles_within_what_was_recorded(target: str, tmp_path: Path) -> None:
         return
     above = {key: made for key, made in found.items() if any(made[of] > RECORDED[key][of] for of in made)}
     assert not above
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("outputs", [4096, 6144])
+def test_linears_of_float32_fit_where_nothing_was_measured(target: str, outputs: int) -> None:
+    """Every default is among what is compiled, and of what the target has a program may have as much."""
+    room = TARGETS[target].room
+    config = default_config(4096, outputs, torch.float32, room)
+    for rows in (1, 8):
+        kind = f"dot, {config.block_n} outputs, {config.num_stages} stages"
+        assert RECORDED[f"sparse_linear[fp32, fp32, {rows} rows, {kind}]", target]["shared"] <= room
 
 
 def stages(card: Any) -> dict[str, str]:

@@ -129,7 +129,7 @@ def without_triton(card: Any) -> dict[str, Any]:
     return {**found, "warned": [str(each.message) for each in warned if each.category is SrrWarning]}
 
 
-def head(card: Any) -> list[str]:
+def head(card: Any, rows: int = 1, width: int = 64) -> list[str]:
     def logits(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
         return torch.ops.srr_triton.vocab_head(x.relu(), weight, None, *rest, 40)
 
@@ -137,11 +137,15 @@ def head(card: Any) -> list[str]:
         return torch.empty(shape, dtype=dtype, device="cuda")
 
     args = [
-        made(1, 1, 64, dtype=torch.bfloat16), made(9000, 64, dtype=torch.bfloat16),
-        made(64, 64, dtype=torch.bfloat16), made(64), made(64, 9000, dtype=torch.int8).t(), made(3, 64), made(9000),
-        made(64), made(2), made(4, dtype=torch.int64),
+        made(1, rows, width, dtype=torch.bfloat16), made(9000, width, dtype=torch.bfloat16),
+        made(width, width, dtype=torch.bfloat16), made(width), made(width, 9000, dtype=torch.int8).t(),
+        made(3, width), made(9000), made(width), made(2), made(4, dtype=torch.int64),
     ]  # fmt: skip
     return card.codes(logits, *args)  # type: ignore[no-any-return]
+
+
+def wide_head(card: Any) -> list[str]:
+    return head(card, 8, 4096)
 
 
 def measured_layer(card: Any) -> list[str]:
@@ -162,7 +166,7 @@ def measured_layer(card: Any) -> list[str]:
 
 
 def all_of_them(card: Any) -> dict[str, Any]:
-    each_of = (with_neuron_gates, with_channel_gates, prefill, head, measured_layer)
+    each_of = (with_neuron_gates, with_channel_gates, prefill, head, wide_head, measured_layer)
     return {each.__name__: each(card) for each in each_of}
 
 
@@ -231,6 +235,17 @@ def test_the_head(found: Any) -> None:
     [code] = found["head"]
     assert launched(code) == ["_select", "_sparse_linear", "_vocab_head"]
     nothing_waits(code)
+
+
+def test_rows_of_a_head_read_the_rotation_together(found: Any) -> None:
+    """Programs side by side have the eight rows of x, and the same row of the rotation: it is read once."""
+    [code] = found["wide_head"]
+    assert launched(code) == ["_select", "_sparse_linear", "_vocab_head"]
+    nothing_waits(code)
+    loads = r"tl\.load\(in_ptr\d \+ \(r0_\d \+ 4096\*(x\d)\)"  # of rows: of x, and then of the rotation
+    [kernel] = [each for each in code.split("async_compile.triton(") if len(re.findall(loads, each)) == 2]
+    indices = dict(re.findall(r"(x\d) = \(?(xindex (?:%|//) \d+)", kernel))
+    assert [indices[each] for each in re.findall(loads, kernel)] == ["xindex % 8", "xindex // 8"]
 
 
 def test_the_layer_that_is_measured(found: Any) -> None:
