@@ -17,6 +17,7 @@ from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._subclasses import FakeTensorMode
 
 from srrc.backends.inductor import resolved
+from srrc.runtime.strides import empty_as
 
 RETURNED = (OutputType.alias_of_input, OutputType.is_input)
 """What is no output of a graph's own."""
@@ -139,7 +140,7 @@ def _holds_still(run: Callable[..., Any], written: Sequence[int]) -> Callable[..
         both = zip(written, places, recorded.first, strict=True)
         moved = [at for at, place, first in both if place != first or place % ALIGNMENT]
         try:
-            made = {at: _like(args[at]) for at in moved if at not in recorded.own}
+            made = {at: empty_as(args[at]) for at in moved if at not in recorded.own}
         except torch.OutOfMemoryError:
             if not aligned:
                 raise
@@ -155,11 +156,6 @@ def _holds_still(run: Callable[..., Any], written: Sequence[int]) -> Callable[..
         return found
 
     return call
-
-
-def _like(tensor: torch.Tensor) -> torch.Tensor:
-    """Strides and all, which `empty_like` does not keep where there are gaps."""
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def _keeps_outputs(run: Callable[..., Any], metadata: ViewAndMutationMeta | None) -> Callable[..., Any]:

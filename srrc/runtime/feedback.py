@@ -12,6 +12,7 @@ import torch
 from srrc.control.confidence import Interval, interval
 from srrc.control.plan import Record
 from srrc.runtime.gates import OPEN, Gate, keep, restore, write
+from srrc.runtime.strides import empty_as
 
 WINDOW = 256
 """Measurements that the confidence bounds are of: the latest."""
@@ -68,7 +69,7 @@ def answer(
     this too: never wrong, and rare.
     """
     written = [isinstance(a, torch.Tensor) and id(a) not in parameters and not _repeats(a) for a in args]
-    copies = [_copied(a) if mine else a for a, mine in zip(args, written, strict=True)]
+    copies = [empty_as(a).copy_(a.detach()) if mine else a for a, mine in zip(args, written, strict=True)]
     set_to, counted = [gate.record for gate in gates], [gate.counters for gate in gates]
     held, counters = keep(set_to), keep(counted)
     write(set_to, [records.get(gate.id, OPEN) for gate in gates])
@@ -86,12 +87,6 @@ def answer(
 def _repeats(tensor: torch.Tensor) -> bool:
     """Whether one place in memory is several elements, as of an expanded mask: nothing can write to such."""
     return any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride(), strict=True))
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    """With the strides that a compiled graph was made for: `clone` closes gaps."""
-    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-    return copy.copy_(tensor.detach())
 
 
 def drift_between(dense: torch.Tensor, routed: torch.Tensor, *, logits: bool) -> float:

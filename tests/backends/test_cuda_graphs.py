@@ -191,29 +191,31 @@ def test_threads_do_not_share_what_stands_for_a_cache(monkeypatch: pytest.Monkey
             inside.set()
             assert go_on.wait(60)
 
+    values = torch.zeros(4), torch.ones(4), torch.ones(4)  # all alive, so that each lies elsewhere
     first, second = ([unaligned(value), unaligned(value)] for value in (0.0, 100.0))
-    run(*first, torch.zeros(4))
+    run(*first, values[0])
     ahead.append(wait)
-    held = threading.Thread(target=run, args=(*first, torch.ones(4)))
+    held = threading.Thread(target=run, args=(*first, values[1]))
     held.start()
     assert inside.wait(60)
-    run(*second, torch.ones(4))
+    run(*second, values[2])
     go_on.set()
     held.join()
     assert [each.tolist() for each in (*first, *second)] == [[v] * 4 for v in (1.0, -1.0, 101.0, 99.0)]
     assert len({*seen}) == 3
+    assert len({places[:2] for places in seen}) == 2, "of the two caches, a thread's own"
 
 
 def without_room(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second tensor that is made to stand for a cache finds no room."""
-    like, made = cuda_graphs._like, iter(range(9))
+    like, made = cuda_graphs.empty_as, iter(range(9))
 
     def short(tensor: Tensor) -> Tensor:
         if next(made) == 1:
             raise torch.OutOfMemoryError
         return like(tensor)
 
-    monkeypatch.setattr(cuda_graphs, "_like", short)
+    monkeypatch.setattr(cuda_graphs, "empty_as", short)
 
 
 def test_without_room_for_a_copy_only_that_call_fails(monkeypatch: pytest.MonkeyPatch) -> None:

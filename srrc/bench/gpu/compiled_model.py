@@ -7,6 +7,7 @@ is full, by CUDA graphs as users have them. Needs NumPy and safetensors beside t
 import importlib.util
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 from unittest import mock
@@ -100,13 +101,11 @@ def _token(model: nn.Module, number: int = 0) -> tuple[Tensor, Tensor]:
 def checks() -> Iterator[Check]:
     """With all gates open, against eager; with some closed, against the ops' references in the same graph."""
     yield from _handed()
-    worth = mock.patch("srrc.backends.triton.worth.measure", return_value=None)
-    same_plan = mock.patch("srrc.routing._follow")  # what calls take decides nothing
     for neurons in (False, True):
         model, profile = _models(SMALL, neurons=neurons)
         model = model.to("cuda")
         case = "neurons before up" if neurons else "channels"
-        with torch.no_grad(), worth, same_plan:
+        with torch.no_grad(), _untimed():
             run, _ = _routed(model, profile, 1.0)
             yield check(NAME, f"{case}, all gates open", run(*_token(model)), model(*_token(model)))
             run, gates = _routed(model, profile, 0.5)
@@ -138,12 +137,10 @@ def _handed() -> Iterator[Check]:
     from srrc.report import compiled_graphs  # needs what profiles need
 
     model = model.to("cuda")
-    worth = mock.patch("srrc.backends.triton.worth.measure", return_value=None)
-    same_plan = mock.patch("srrc.routing._follow")
     for budget, feedback in ((1.0, 0.0), (0.5, 1.0)):
         case = f"caches as arguments, feedback {feedback}"
         requests = [model.caches(), model.caches(), model.caches(aligned=False)]
-        with torch.no_grad(), worth, same_plan:
+        with torch.no_grad(), _untimed():
             run, gates = _routed(model, profile, budget, requests[0], feedback=feedback, cuda_graphs=True)
             set_records(gates, {})  # where all are open by the budget there is nothing to measure
             twins = [[cache.clone() for cache in caches] for caches in requests]
@@ -158,6 +155,14 @@ def _handed() -> Iterator[Check]:
         if feedback:
             drift = compiled_graphs(model)[-1].drift
             yield Check(NAME, f"{case}, drift", math.nan if drift.last is None else abs(drift.last), 1e-6)
+
+
+@contextmanager
+def _untimed() -> Iterator[None]:
+    """Neither what kernels take here nor what calls take decides anything."""
+    measure = mock.patch("srrc.backends.triton.worth.measure", return_value=None)
+    with measure, mock.patch("srrc.routing._follow"):
+        yield
 
 
 def _close_head(gates: list[Any]) -> None:
